@@ -1,0 +1,42 @@
+# make demo    set up, then train on examples/emails.jsonl, show before and after
+# make test    set up, then run the tests
+# make check   set up, then lint, types and tests
+# make bench   set up, then the measurements of benchmarks/
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python train.py --method ditto --demos examples/emails.jsonl --overwrite
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/linear_logps.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# torch first and by itself: a torch that is there already (a GPU build, say) is kept as it is.
+$(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

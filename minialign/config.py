@@ -1,0 +1,300 @@
+"""Every knob: dataclass fields with their defaults, their help texts and their sources.
+
+The command line is derived from these fields (cli.py), a run writes all of them to its config.json,
+and a test shows that each one changes something. The defaults are the DITTO paper's (arXiv
+2406.00888, Table 5); where its official code (SALT-NLP/demonstrated-feedback) differs, the field
+says so. `RECIPES` names whole settings.
+
+This module imports nothing heavy: `--help` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minialign.errors import InputError
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field with a help text, which becomes the command line's."""
+    if isinstance(default, type):
+        return dataclasses.field(default_factory=default, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters: y = W x + (alpha / rank) B A dropout(x) (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = knob(16, "rank of the adapters (DITTO paper 16, its code 32)")
+    alpha: float = knob(32.0, "adapters are scaled by alpha / rank (DITTO paper 32, its code 64)")
+    dropout: float = knob(
+        0.05, "dropout before the adapters during SFT; DPO always runs without (DITTO code .05)"
+    )
+    target_modules: tuple[str, ...] = knob(
+        ATTENTION, "linear layers that get an adapter (DITTO code: q k v o)"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"rank must be at least 1, not {self.rank}")
+        require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), not {self.dropout}")
+        require(len(self.target_modules) > 0, "target_modules must name at least one linear layer")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """The supervised warm start. It is stopped early: a model that knows the texts by heart leaves
+    DPO nothing.
+    """
+
+    max_steps: int = knob(30, "SFT steps at most (DITTO code 30)")
+    batch_size: int = knob(4, "demonstrations a step (DITTO 4)")
+    learning_rate: float = knob(3e-5, "peak learning rate, cosine decay (DITTO 3e-5)")
+    warmup_ratio: float = knob(0.1, "share of the steps that warm up (DITTO paper .1, its code .2)")
+    stop_loss: float = knob(
+        1.0, "stop once a step's loss, in nats per token, falls below (DITTO 1.0)"
+    )
+    train_on_prompt: bool = knob(False, "also learn to write the prompts (DITTO's code does)")
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 0, f"max_steps must not be negative, not {self.max_steps}")
+        require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How completions are drawn. DITTO samples from the policy as it is: temperature 1, nothing cut
+    off.
+    """
+
+    max_new_tokens: int = knob(
+        1024, "tokens a completion at most; 0: 1.25 x the longest demonstration (DITTO code 1024)"
+    )
+    temperature: float = knob(1.0, "0 takes the likeliest token (DITTO 1.0)")
+    top_p: float = knob(
+        1.0, "keep the likeliest tokens that hold this share of the probability; 1: all"
+    )
+    top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
+    max_rows: int = knob(
+        64, "completions written at the same time; memory, not results, depends on it"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_new_tokens >= 0,
+            f"max_new_tokens must not be negative, not {self.max_new_tokens}",
+        )
+        require(self.temperature >= 0, f"temperature must not be negative, not {self.temperature}")
+        require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}")
+        require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
+        require(self.max_rows >= 1, f"max_rows must be at least 1, not {self.max_rows}")
+
+
+@dataclass(frozen=True)
+class DittoConfig:
+    """DITTO (Shaikh et al. 2024, arXiv 2406.00888, Algorithm 1 and Table 5); its SFT part alone is
+    `--method sft`.
+    """
+
+    lora: LoRAConfig = knob(LoRAConfig, "")
+    sft: SFTConfig = knob(SFTConfig, "")
+    sampling: SamplingConfig = knob(SamplingConfig, "")
+    max_steps: int = knob(40, "DPO steps (paper 40)")
+    resample_every: int = knob(10, "K: steps between two rounds of sampling (paper 10)")
+    samples_per_prompt: int = knob(
+        10, "M: completions sampled per demonstration and round (paper 10)"
+    )
+    pairs_per_step: int = knob(
+        24, "comparisons a step, fewer while there is nothing to replay (paper 24)"
+    )
+    expert_fraction: float = knob(0.7, "share of pairs demonstration > newest samples (paper .7)")
+    replay_fraction: float = knob(0.2, "share of pairs demonstration > older samples (paper .2)")
+    inter_model_fraction: float = knob(
+        0.1, "share of pairs newer > older samples (paper .1; its code says noisy)"
+    )
+    beta: float = knob(
+        0.05, "DPO's beta: how far the policy may leave the SFT reference (paper .05)"
+    )
+    learning_rate: float = knob(1e-6, "DPO learning rate, constant after its warm-up (paper 1e-6)")
+    warmup_ratio: float = knob(0.25, "share of the DPO steps that warm up (paper .25)")
+    label_smoothing: float = knob(0.0, "conservative DPO: share of comparisons taken to be wrong")
+    nll_weight: float = knob(
+        0.0, "adds this times the demonstrations' loss per token, against DPO collapse"
+    )
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm, in both stages")
+    weight_decay: float = knob(0.0, "AdamW's weight decay, in both stages")
+    max_length: int = knob(
+        2048,
+        "tokens of prompt and completion at most; longer demonstrations are cut (DITTO code 2048)",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 0, f"max_steps must not be negative, not {self.max_steps}")
+        for name in ("resample_every", "samples_per_prompt", "pairs_per_step"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}"
+            )
+        for name, share in self.mix.items():
+            require(0 <= share <= 1, f"{name}_fraction must lie in [0, 1], not {share}")
+        total = sum(self.mix.values())
+        require(abs(total - 1) < 1e-6, f"the three fractions must add up to 1, not {total:g}")
+        require(self.beta > 0, f"beta must be positive, not {self.beta}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing must lie in [0, .5), not {self.label_smoothing}",
+        )
+        require(self.max_grad_norm > 0, f"max_grad_norm must be positive, not {self.max_grad_norm}")
+        require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    @property
+    def mix(self) -> dict[str, float]:
+        return {
+            "expert": self.expert_fraction,
+            "replay": self.replay_fraction,
+            "inter_model": self.inter_model_fraction,
+        }
+
+    @property
+    def rounds(self) -> int:
+        return -(-self.max_steps // self.resample_every)
+
+
+PAPER = DittoConfig()
+
+# Chosen by measurement on development authors; benchmarks/recipes.md has what was tried.
+LAPTOP = DittoConfig(
+    lora=LoRAConfig(rank=32, alpha=64.0),
+    sft=SFTConfig(max_steps=30, learning_rate=3e-4, warmup_ratio=0.2, stop_loss=1.0),
+    sampling=SamplingConfig(max_new_tokens=0),
+    max_steps=20,
+    resample_every=5,
+    samples_per_prompt=5,
+    pairs_per_step=12,
+    learning_rate=1e-4,
+    max_length=512,
+)
+
+RECIPES = {"paper": PAPER, "laptop": LAPTOP}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What train.py needs besides the method's knobs."""
+
+    method: Literal["ditto", "sft"] = knob(
+        "ditto", "ditto: SFT, then rounds of sampling and DPO; sft: its first part alone"
+    )
+    demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
+    test: str = knob(
+        "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
+    )
+    out: str = knob("", "run folder; by default runs/NAME of --demos")
+    model: str = knob(
+        "",
+        "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct",
+    )
+    revision: str = knob("", "the hub's branch, tag or commit")
+    recipe: Literal["auto", "paper", "laptop"] = knob(
+        "auto", "the knobs to start from; auto: paper on a GPU, else laptop"
+    )
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "of the base model; adapters are float32"
+    )
+    seed: int = knob(0, "the same seed gives the same run")
+    micro_batch_tokens: int = knob(
+        2048, "tokens in flight at a time; memory, not results, depends on it"
+    )
+    prompt: str = knob(
+        "", "what is answered before and after; by default the first held-out prompt"
+    )
+    resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
+    overwrite: bool = knob(False, "replace the run that --out holds")
+    inspect: bool = knob(
+        False, "print a demonstration's exact tokens and which are trained on, and exit"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.micro_batch_tokens >= 1,
+            f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
+        )
+        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """sample.py's flags."""
+
+    prompt: str = knob("", "what to answer")
+    prompts: str = knob("", "or a file of prompts, JSON Lines of {prompt} or {messages}")
+    chat: bool = knob(
+        False, "or a conversation in the terminal; /adapter off and /adapter on compare"
+    )
+    adapter: str = knob("", "a run folder, or an adapter folder in PEFT's format")
+    n: int = knob(1, "answers a prompt")
+    out: str = knob("", "write the answers to --prompts into this file, a line each")
+    max_new_tokens: int = knob(400, "tokens an answer at most")
+    temperature: float = knob(0.7, "0 takes the likeliest token; 1 is the model as it is")
+    top_p: float = knob(1.0, "keep the likeliest tokens that hold this share of the probability")
+    top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
+    seed: int = knob(0, "the same seed gives the same answers")
+    model: str = knob(
+        "", "alias, hub id or folder; by default the one that the adapter was trained on"
+    )
+    revision: str = knob("", "the hub's branch, tag or commit")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
+    overwrite: bool = knob(False, "replace the file --out")
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n must be at least 1, not {self.n}")
+        require(
+            self.max_new_tokens >= 1,
+            f"max_new_tokens must be at least 1, not {self.max_new_tokens}",
+        )
+        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        SamplingConfig(
+            self.max_new_tokens, self.temperature, self.top_p, self.top_k
+        )  # checks the rest
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """evaluate.py's flags, after the run folder."""
+
+    test: str = knob("", "held-out demonstrations; by default those of the run")
+    n: int = knob(4, "answers a prompt and contestant")
+    max_new_tokens: int = knob(0, "tokens an answer at most; 0: 1.25 x the longest held-out text")
+    temperature: float = knob(1.0, "of the answers")
+    show: int = knob(2, "prompts whose answers are printed side by side")
+    seed: int = knob(0, "the same seed gives the same answers")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
+    micro_batch_tokens: int = knob(
+        2048, "tokens in flight at a time; memory, not results, depends on it"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n must be at least 1, not {self.n}")
+        require(self.show >= 0, f"show must not be negative, not {self.show}")
+        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        require(
+            self.micro_batch_tokens >= 1,
+            f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
+        )
+        SamplingConfig(self.max_new_tokens, self.temperature)  # checks the rest

@@ -1,0 +1,200 @@
+"""The records: what a person's file says (Demonstration), and what the model works on (Sequence,
+token ids).
+
+Demonstrations are JSON Lines: `{"prompt", "completion"}` (also `output` or `response`), or
+`{"messages": [...]}` whose last message is the assistant's. A line may carry `"split"`: `train`
+lines are learned from, the others are held out. Whatever is wrong with a file is one line that
+names the file, the line and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minialign.errors import InputError
+
+if TYPE_CHECKING:
+    from minialign.tokenizer import Tokenizer
+
+Messages = list[dict[str, str]]
+COMPLETION_KEYS = ("completion", "output", "response")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Token ids are the truth: a prompt (not empty) and a completion, encoded as separate segments
+    and never joined as text. Only the completion's ids are scored.
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise InputError(
+                "a sequence needs at least one prompt token to predict its completion from"
+            )
+        object.__setattr__(self, "prompt_ids", tuple(self.prompt_ids))
+        object.__setattr__(self, "completion_ids", tuple(self.completion_ids))
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One example of how a person writes. Identified by its line: two demonstrations may share a
+    prompt.
+    """
+
+    messages: Messages  # what the completion answers
+    completion: str
+    source: str  # "emails.jsonl, line 3", for messages
+    split: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[-1]["content"]
+
+
+def load_demonstrations(path: str | Path) -> list[Demonstration]:
+    """Every demonstration of a file, in its order, whatever its split.
+
+    Raises InputError for a missing, empty or broken file, naming the line.
+    """
+    return [_demonstration(record, f"{path}, line {number}") for number, record in read_jsonl(path)]
+
+
+def load_prompts(path: str | Path) -> list[Messages]:
+    """Prompts to answer: lines with `prompt`, or with `messages` whose last is not the assistant's.
+
+    A file of demonstrations is a file of prompts too. Raises InputError naming the line.
+    """
+    return [_prompt(record, f"{path}, line {number}") for number, record in read_jsonl(path)]
+
+
+def training_split(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:
+    return [d for d in demonstrations if d.split in (None, "train")]
+
+
+def held_out_split(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:
+    """The lines to judge by: `test` lines if there are any, otherwise every line that is not for
+    training.
+    """
+    others = [d for d in demonstrations if d.split not in (None, "train")]
+    return [d for d in others if d.split == "test"] or others
+
+
+def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON Lines file with their line numbers; blank lines are skipped."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8"
+        ) from None
+    records = [
+        (number, _object(line, f"{path}, line {number}"))
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+    if not records:
+        raise InputError(f"{path}: the file is empty: write one JSON object a line")
+    return records
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(
+            f'{where}: expected a JSON object like {{"prompt": ..., "completion": ...}}'
+        )
+    return record
+
+
+def _demonstration(record: dict[str, Any], where: str) -> Demonstration:
+    messages, completion = _parts(record, where)
+    completion = (
+        completion.strip()
+    )  # outer white space is no style, and would stand before the end token
+    if not completion:
+        raise InputError(f"{where}: the completion is empty: write it or delete the line")
+    return Demonstration(messages, completion, where, record.get("split"))
+
+
+def _parts(record: dict[str, Any], where: str) -> tuple[Messages, str]:
+    if "messages" in record:
+        return _from_messages(record["messages"], where)
+    key = next((key for key in COMPLETION_KEYS if key in record), "completion")
+    for field in ("prompt", key):
+        if field not in record:
+            raise InputError(f'{where}: the field "{field}" is missing')
+        if not isinstance(record[field], str):
+            raise InputError(f'{where}: the field "{field}" must be a text')
+    if not record["prompt"].strip():
+        raise InputError(f"{where}: the prompt is empty: say what the completion answers")
+    return [{"role": "user", "content": record["prompt"]}], record[key]
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    well_formed = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    if not well_formed:
+        raise InputError(f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}')
+
+
+def _from_messages(messages: Any, where: str) -> tuple[Messages, str]:
+    _check_messages(messages, where)
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise InputError(f'{where}: the last of at least two "messages" must be the assistant\'s')
+    return messages[:-1], messages[-1]["content"]
+
+
+def _prompt(record: dict[str, Any], where: str) -> Messages:
+    messages = record.get("messages")
+    if messages is None:
+        return _parts({**record, "completion": ""}, where)[0]
+    _check_messages(messages, where)
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise InputError(f'{where}: "messages" holds nothing to answer')
+    return messages
+
+
+def encode_demonstration(
+    demonstration: Demonstration, tokenizer: Tokenizer, max_length: int
+) -> tuple[Sequence, str | None]:
+    """Token ids, and a warning if the text had to be cut to `max_length` tokens.
+
+    A cut completion loses its end, and so its end token: the model must not learn to stop in
+    mid-sentence. The prompt is never cut. Raises InputError where it leaves no room.
+    """
+    prompt_ids = tokenizer.encode_prompt(demonstration.messages)
+    completion_ids = tokenizer.encode_completion(demonstration.completion)
+    room = max_length - len(prompt_ids)
+    if room < 1:
+        raise InputError(
+            f"{demonstration.source}: the prompt has {len(prompt_ids)} tokens, more than "
+            f"the {max_length} that fit: shorten it or raise --max-length"
+        )
+    if len(completion_ids) <= room:
+        return Sequence(tuple(prompt_ids), tuple(completion_ids)), None
+    warning = (
+        f"{demonstration.source}: cut to its first {room} of {len(completion_ids)} tokens "
+        "(--max-length), without an end token"
+    )
+    return Sequence(tuple(prompt_ids), tuple(completion_ids[:room])), warning

@@ -1,0 +1,1 @@
+"""How good is it: measurements, and how they are shown to a person."""

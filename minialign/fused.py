@@ -1,0 +1,115 @@
+"""The kernel that every loss shares: the log-probability of a token, straight from its hidden
+state.
+
+The plain computation, `log_softmax(hidden @ weight.T)[targets]`, holds N x V logits, their softmax
+and their gradient: for 1,000 tokens and a vocabulary of 49,152 that is 600 MB in float32.
+`linear_logps` walks over the tokens in chunks and never holds more than one chunk of logits.
+Mathematics only: this file imports torch and nothing else.
+
+Shape letters: N selected tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_BYTES = 64 * 2**20  # of float32 logits; measured: larger chunks are not faster
+
+
+def linear_logps(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None = None
+) -> Tensor:
+    """log softmax(hidden @ weight.T)[targets], differentiable in `hidden` and `weight`.
+
+        logp_n = z_n[t_n] - logsumexp(z_n),   z_n = weight h_n
+
+    Args:
+        hidden: (N, D), float32, float64 or a half type.
+        weight: (V, D), the head, not transposed, of the same type.
+        targets: (N,) token ids.
+        chunk_size: tokens whose logits are held at a time; by default as many as fit into 64 MB.
+    Returns: (N,) in float32 (float64 for float64 input); logits and softmax are float32 too,
+    whatever the input.
+    """
+    chunk = chunk_size or max(1, CHUNK_BYTES // (4 * weight.shape[0]))
+    return _LinearLogps.apply(hidden, weight, targets, chunk)
+
+
+class _LinearLogps(torch.autograd.Function):
+    """The gradient with respect to a hidden state does not depend on the loss, except for one
+    factor per token:
+
+        d logp_n / d h_n = weight[t_n] - softmax(z_n) weight
+
+    so with a frozen head (LoRA's case) it is made in the forward pass from the logits that are
+    there anyway: two matrix products a chunk instead of three, (N, D) kept, and a backward pass
+    that is one multiplication. With a trainable head the backward pass computes each chunk's logits
+    again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logps = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        train_hidden, train_weight = ctx.needs_input_grad[:2]
+        slopes = torch.empty_like(hidden) if train_hidden and not train_weight else None
+        for rows in _chunks(len(hidden), chunk):
+            logits = _logits(hidden[rows], weight)
+            picked = logits.gather(1, targets[rows, None]).squeeze(1)
+            total = logits.logsumexp(1)
+            logps[rows] = picked - total
+            if slopes is not None:
+                softmax = logits.sub_(total[:, None]).exp_().to(weight.dtype)
+                slopes[rows] = weight[targets[rows]] - softmax @ weight
+        ctx.chunk = chunk
+        if train_weight:
+            ctx.save_for_backward(hidden, weight, targets, logps)
+        elif slopes is not None:
+            ctx.save_for_backward(slopes)
+        return logps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if not ctx.needs_input_grad[1]:
+            (slopes,) = ctx.saved_tensors
+            return (grad[:, None] * slopes).to(slopes.dtype), None, None, None
+        hidden, weight, targets, logps = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in _chunks(len(hidden), ctx.chunk):
+            slope = _logit_slope(hidden[rows], weight, targets[rows], logps[rows], grad[rows])
+            grad_hidden[rows] = slope @ weight
+            grad_weight += slope.T @ hidden[rows]
+        return grad_hidden if ctx.needs_input_grad[0] else None, grad_weight, None, None
+
+
+def _logit_slope(
+    hidden: Tensor, weight: Tensor, targets: Tensor, logps: Tensor, grad: Tensor
+) -> Tensor:
+    """d (grad . logps) / d logits = grad (onehot - softmax), (chunk, V); logsumexp is recovered as
+    z[t] - logp.
+    """
+    logits = _logits(hidden, weight)
+    total = logits.gather(1, targets[:, None]) - logps[:, None]
+    slope = (logits - total).exp_().neg_()
+    slope.scatter_add_(1, targets[:, None], torch.ones_like(total))
+    return (slope * grad[:, None]).to(weight.dtype)
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden @ weight.T in float32 or better: half types are multiplied as such and rounded once,
+    to float32.
+    """
+    if hidden.dtype in (torch.float32, torch.float64):
+        return hidden @ weight.T
+    if hidden.is_cuda:
+        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    return (hidden @ weight.T).float()
+
+
+def _chunks(length: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, length, size)]

@@ -1,0 +1,213 @@
+"""Everything that can be known, and refused, before a model is loaded: files, folders, lengths,
+knobs.
+
+A run that would fail after an hour fails here, in one line, with nothing written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import minialign
+from minialign.checkpoints import find_checkpoint
+from minialign.cli import config_from_dict, config_from_flags
+from minialign.config import RECIPES, DittoConfig, TrainOptions
+from minialign.data import (
+    Demonstration,
+    Sequence,
+    encode_demonstration,
+    held_out_split,
+    load_demonstrations,
+    training_split,
+)
+from minialign.errors import InputError
+from minialign.model import ModelConfig
+from minialign.run import check_free
+from minialign.runs import read_run_record
+from minialign.tokenizer import Tokenizer
+from minialign.weights import pick_device, pick_dtype, read_config
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_GPU_MODEL = "mistral-7b-instruct"
+DEFAULT_PROMPT = "Write an email to an old friend to say how your week went."
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training run that is ready to start."""
+
+    options: TrainOptions
+    config: DittoConfig
+    recipe: str
+    device: torch.device
+    dtype: torch.dtype
+    checkpoint: Path
+    tokenizer: Tokenizer
+    demonstrations: list[Demonstration]
+    train: list[Sequence]
+    held_out: list[Sequence]
+    warnings: list[str]
+    prompt: str
+
+    @property
+    def out(self) -> Path:
+        return Path(self.options.out)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest demonstrated completion."""
+        return max(len(sequence.completion_ids) for sequence in self.train)
+
+    def record(self) -> dict[str, Any]:
+        """config.json: what a person, or --resume, needs to know about this run."""
+        return {
+            "minialign": minialign.__version__,
+            "options": dataclasses.asdict(self.options),
+            "recipe": self.recipe,
+            "knobs": dataclasses.asdict(self.config),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "checkpoint": str(self.checkpoint),
+            "demos_sha256": _sha256(self.options.demos),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+
+def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
+    """Checks and encodes. Raises InputError for whatever a person can put right; writes nothing."""
+    if options.resume:
+        options, knobs, recipe, base = _resumed(options, knobs)
+    else:
+        options = _with_default_paths(options)
+        check_free(Path(options.out), options.overwrite)
+    demonstrations, held_out = _load_demonstrations(options)
+    device = pick_device(options.device)
+    on_gpu = device.type == "cuda"
+    options = dataclasses.replace(
+        options, model=options.model or (DEFAULT_GPU_MODEL if on_gpu else DEFAULT_MODEL)
+    )
+    if not options.resume:
+        recipe = options.recipe if options.recipe != "auto" else ("paper" if on_gpu else "laptop")
+        base = RECIPES[recipe]
+    config = config_from_flags(base, knobs)
+    checkpoint = find_checkpoint(options.model, options.revision or None)
+    model_config = ModelConfig.from_dict(read_config(checkpoint))
+    tokenizer = Tokenizer.from_folder(checkpoint)
+    limit = min(config.max_length, model_config.max_position_embeddings)
+    encoded = [encode_demonstration(d, tokenizer, limit) for d in demonstrations]
+    train = [sequence for sequence, _ in encoded]
+    return Job(
+        options,
+        _with_sampling_length(config, train),
+        recipe,
+        device,
+        pick_dtype(options.dtype, device),
+        checkpoint,
+        tokenizer,
+        demonstrations,
+        train,
+        [encode_demonstration(d, tokenizer, limit)[0] for d in held_out],
+        [warning for _, warning in encoded if warning],
+        options.prompt or (held_out[0].prompt if held_out else DEFAULT_PROMPT),
+    )
+
+
+def _with_default_paths(options: TrainOptions) -> TrainOptions:
+    if not options.demos:
+        raise InputError(
+            '--demos FILE.jsonl is missing: a line each of {"prompt": ..., "completion": ...}'
+        )
+    demos = Path(options.demos)
+    beside = demos.with_name(f"{demos.stem}_test{demos.suffix}")
+    return dataclasses.replace(
+        options,
+        test=options.test or (str(beside) if beside.exists() else ""),
+        out=options.out or str(Path("runs") / demos.stem),
+    )
+
+
+def _load_demonstrations(options: TrainOptions) -> tuple[list[Demonstration], list[Demonstration]]:
+    everything = load_demonstrations(options.demos)
+    train = training_split(everything)
+    if not train:
+        raise InputError(f'{options.demos}: no line has "split": "train" (or no split at all)')
+    held_out = load_demonstrations(options.test) if options.test else held_out_split(everything)
+    check_held_out(train, held_out)
+    return train, held_out
+
+
+def check_held_out(train: list[Demonstration], held_out: list[Demonstration]) -> None:
+    """Raises InputError where a text that was learned from is also to be judged by."""
+    learned = {d.completion: d.source for d in train}
+    for demonstration in held_out:
+        if demonstration.completion in learned:
+            raise InputError(
+                f"{demonstration.source}: a held-out text must be new, this one is trained on "
+                f"({learned[demonstration.completion]})"
+            )
+
+
+def _with_sampling_length(config: DittoConfig, train: list[Sequence]) -> DittoConfig:
+    """max_new_tokens = 0 stands for what the demonstrations need, with a quarter to spare."""
+    if config.sampling.max_new_tokens:
+        return config
+    longest = max(len(sequence.completion_ids) for sequence in train)
+    return dataclasses.replace(
+        config, sampling=dataclasses.replace(config.sampling, max_new_tokens=longest + longest // 4)
+    )
+
+
+def _resumed(
+    options: TrainOptions, knobs: dict[str, Any]
+) -> tuple[TrainOptions, dict[str, Any], str, DittoConfig]:
+    """The options and knobs of an interrupted run, exactly as they were."""
+    if knobs:
+        flag = "--" + next(iter(knobs)).replace("_", "-")
+        raise InputError(f"--resume keeps the knobs of the run: leave out {flag}")
+    record = read_run_record(options.resume)
+    before = config_from_dict(TrainOptions, record["options"])
+    demos_hash = _sha256(before.demos)
+    if demos_hash != record["demos_sha256"]:
+        raise InputError(
+            f"{before.demos}: has changed since the run in {options.resume} began: start a new run"
+        )
+    again = dataclasses.replace(
+        before,
+        resume=options.resume,
+        out=options.resume,
+        overwrite=False,
+        device=record["device"],
+        dtype=record["dtype"],
+    )
+    return again, {}, record["recipe"], config_from_dict(DittoConfig, record["knobs"])
+
+
+def _sha256(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def inspect(job: Job, which: int = 0) -> str:
+    """The exact token stream of one demonstration: id, text, and whether the loss covers it."""
+    sequence = job.train[which]
+    prompt_trained = job.config.sft.train_on_prompt
+    lines = [
+        f"{job.demonstrations[which].source}: {len(sequence.prompt_ids)} prompt tokens, "
+        f"{len(sequence.completion_ids)} completion tokens (* = trained on)"
+    ]
+    for place, token in enumerate(sequence.prompt_ids + sequence.completion_ids):
+        in_completion = place >= len(sequence.prompt_ids)
+        trained = in_completion or (prompt_trained and place > 0)
+        part = "completion" if in_completion else "prompt"
+        mark, text = "*" if trained else " ", repr(job.tokenizer.token(token))
+        lines.append(f"{place:5d} {token:7d} {mark} {part:10s} {text}")
+    return "\n".join(lines)

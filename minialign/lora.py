@@ -1,0 +1,361 @@
+"""LoRA by surgery: named linear layers of a loaded model are swapped for ones that carry low-rank
+adapters.
+
+    y = W x + (alpha / rank) B (A dropout(x))        (Hu et al. 2021, arXiv 2106.09685, equation 3)
+
+W is frozen; A starts random and B at zero, so a fresh adapter changes nothing. A model can hold
+several named adapters, of which one (or none) is active. That is all a reference policy needs:
+DITTO's is the frozen adapter "sft", C3PO's is "no adapter", and neither is a second model. Adapters
+are float32 whatever the base is, and are saved and loaded in PEFT's format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minialign.config import LoRAConfig
+from minialign.errors import InputError
+
+__all__ = [
+    "LoRAConfig",
+    "LoRALinear",
+    "active_adapter",
+    "adapter_hash",
+    "adapter_parameters",
+    "adapter_state",
+    "apply_lora",
+    "base_fingerprint",
+    "copy_adapter",
+    "load_adapter",
+    "load_adapter_state",
+    "merge_adapter",
+    "merged_adapter",
+    "reference_policy",
+    "save_adapter",
+    "set_adapter",
+    "trainable_parameters",
+    "unmerge_adapter",
+]
+
+PEFT_PREFIX = "base_model.model."
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with named low-rank adapters. `weight` keeps its name, so base
+    checkpoints still fit.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.weight = base.weight
+        self.lora_A = nn.ParameterDict()  # name -> (rank, in)
+        self.lora_B = nn.ParameterDict()  # name -> (out, rank)
+        self.configs: dict[str, LoRAConfig] = {}
+        self.active: str | None = None
+        self._unmerged: Tensor | None = None
+
+    def add(self, name: str, config: LoRAConfig, generator: torch.Generator | None) -> None:
+        out_features, in_features = self.weight.shape
+        bound = 1 / math.sqrt(in_features)  # PEFT's start for A: kaiming_uniform with a = sqrt(5)
+        start = torch.empty(config.rank, in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A[name] = nn.Parameter(start.to(self.weight.device))
+        self.lora_B[name] = nn.Parameter(
+            torch.zeros(out_features, config.rank, device=self.weight.device)
+        )
+        self.configs[name] = config
+
+    def delta(self, name: str) -> Tensor:
+        """(out, in): what adapter `name` adds to the weight."""
+        config = self.configs[name]
+        return (self.lora_B[name] @ self.lora_A[name]) * (config.alpha / config.rank)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        y = F.linear(x, self.weight)
+        if self.active is None or self._unmerged is not None:
+            return y
+        config = self.configs[self.active]
+        wide = F.dropout(x, config.dropout, self.training).to(
+            torch.float32 if x.is_floating_point() else x.dtype
+        )
+        update = F.linear(F.linear(wide, self.lora_A[self.active]), self.lora_B[self.active])
+        return y + (update * (config.alpha / config.rank)).to(y.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> int:
+        """Adds the active adapter to the weight; returns how many numbers changed after rounding to
+        the base's type.
+        """
+        if self.active is None or self._unmerged is not None:
+            return 0
+        merged = (self.weight.float() + self.delta(self.active)).to(self.weight.dtype)
+        self._unmerged = self.weight.data
+        self.weight.data = merged
+        return int((merged != self._unmerged).sum())
+
+    def unmerge(self) -> None:
+        """Puts the original weight back: the very tensor, so nothing is rounded twice."""
+        if self._unmerged is not None:
+            self.weight.data, self._unmerged = self._unmerged, None
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)
+    }
+
+
+def apply_lora(
+    model: nn.Module,
+    config: LoRAConfig,
+    name: str = "default",
+    generator: torch.Generator | None = None,
+) -> None:
+    """Gives every linear layer called `config.target_modules` an adapter `name`, active and alone
+    trainable. In place.
+
+    Raises InputError where a target is not there, or is the head: the fused losses read the head's
+    weight itself and would not see its adapter.
+    """
+    if "lm_head" in config.target_modules:
+        raise InputError(
+            "target_modules: lm_head cannot carry an adapter, the fused losses would not see it"
+        )
+    for target in config.target_modules:
+        parents = [
+            m
+            for m in model.modules()
+            if isinstance(getattr(m, target, None), (nn.Linear, LoRALinear))
+        ]
+        if not parents:
+            raise InputError(f"target_modules: the model has no linear layer called {target!r}")
+        for parent in parents:
+            linear = getattr(parent, target)
+            if isinstance(linear, nn.Linear):
+                linear = LoRALinear(linear)
+                setattr(parent, target, linear)
+            linear.add(name, config, generator)
+    set_adapter(model, name)
+    model.requires_grad_(False)
+    for parameter in adapter_parameters(model, name):
+        parameter.requires_grad_(True)
+
+
+def adapter_parameters(model: nn.Module, name: str) -> list[nn.Parameter]:
+    layers = [layer for layer in lora_layers(model).values() if name in layer.configs]
+    return [p for layer in layers for p in (layer.lora_A[name], layer.lora_B[name])]
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def active_adapter(model: nn.Module) -> str | None:
+    return next((layer.active for layer in lora_layers(model).values() if layer.active), None)
+
+
+def set_adapter(model: nn.Module, name: str | None) -> None:
+    """Makes `name` the active adapter (None: the base alone). Leaves alone what is trainable."""
+    layers = lora_layers(model).values()
+    if name is not None and not any(name in layer.configs for layer in layers):
+        raise InputError(f"the model has no adapter called {name!r}")
+    for layer in layers:
+        layer.active = name if name in layer.configs else None
+
+
+@contextmanager
+def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Within the context the model *is* the reference: adapter `name` (None: the base), no
+    gradients, no dropout.
+    """
+    before, training = active_adapter(model), model.training
+    set_adapter(model, name)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        set_adapter(model, before)
+        model.train(training)
+
+
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Starts adapter `target` as an exact copy of `source`, which is frozen; the copy is active and
+    alone trainable.
+    """
+    for layer in lora_layers(model).values():
+        if source in layer.configs:
+            layer.configs[target] = layer.configs[source]
+            layer.lora_A[target] = nn.Parameter(layer.lora_A[source].detach().clone())
+            layer.lora_B[target] = nn.Parameter(layer.lora_B[source].detach().clone())
+    model.requires_grad_(False)
+    for parameter in adapter_parameters(model, target):
+        parameter.requires_grad_(True)
+    set_adapter(model, target)
+
+
+def merge_adapter(model: nn.Module) -> float:
+    """Adds the active adapter to the base weights. Returns the share of those weights that changed.
+
+    Tiny updates can vanish when the sum is rounded to a half type: a share well below 1 says so.
+    """
+    layers = [layer for layer in lora_layers(model).values() if layer.active]
+    changed = sum(layer.merge() for layer in layers)
+    return changed / max(1, sum(layer.weight.numel() for layer in layers))
+
+
+def unmerge_adapter(model: nn.Module) -> None:
+    """Undoes `merge_adapter`, bit for bit."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+@contextmanager
+def merged_adapter(model: nn.Module) -> Iterator[None]:
+    """Within the context the active adapter costs nothing (for sampling); the weights come back bit
+    for bit.
+    """
+    merge_adapter(model)
+    try:
+        yield
+    finally:
+        unmerge_adapter(model)
+
+
+# ---- PEFT's format: adapter_config.json and adapter_model.safetensors ----
+
+
+def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors under PEFT's keys
+    (`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`).
+    """
+    state = {}
+    for path, layer in lora_layers(model).items():
+        if name in layer.configs:
+            state[f"{PEFT_PREFIX}{path}.lora_A.weight"] = (
+                layer.lora_A[name].detach().cpu().contiguous()
+            )
+            state[f"{PEFT_PREFIX}{path}.lora_B.weight"] = (
+                layer.lora_B[name].detach().cpu().contiguous()
+            )
+    return state
+
+
+def load_adapter_state(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> None:
+    """Copies tensors under PEFT's keys into adapter `name`, strictly; `source` names them in
+    errors.
+    """
+    own = adapter_state(model, name)
+    for key in sorted(own.keys() ^ state.keys()):
+        problem = "is missing" if key in own else "does not belong to this model"
+        raise InputError(f"{source}: {key} {problem}: was it trained on another model?")
+    for path, layer in lora_layers(model).items():
+        for part, parameters in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            key = f"{PEFT_PREFIX}{path}.{part}.weight"
+            if key not in own:
+                continue
+            if state[key].shape != own[key].shape:
+                shapes = f"{tuple(state[key].shape)}, the model needs {tuple(own[key].shape)}"
+                raise InputError(
+                    f"{source}: {key} has shape {shapes}: was it trained on another model?"
+                )
+            with torch.no_grad():
+                parameters[name].copy_(state[key])
+
+
+def adapter_hash(model: nn.Module, name: str | None) -> str:
+    """Names an adapter by its content, so that reference scores made with another one are
+    recognised as stale.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(adapter_state(model, name).items() if name else []):
+        digest.update(key.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def base_fingerprint(model: nn.Module) -> str:
+    """Names a base model by some of its embedding, whatever type it was loaded in."""
+    rows = next(model.parameters())[:64].detach().to("cpu", torch.bfloat16)
+    return hashlib.sha256(rows.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+
+def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> None:
+    """Writes an adapter (by default the active one) as PEFT would; transformers, vLLM and
+    llama.cpp's tools read it.
+    """
+    name = name or active_adapter(model)
+    if name is None:
+        raise InputError("there is no active adapter to save")
+    config = next(
+        layer.configs[name] for layer in lora_layers(model).values() if name in layer.configs
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
+    save_file(adapter_state(model, name), folder / "adapter_model.safetensors", metadata=metadata)
+    description = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": getattr(model, "name", ""),
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": list(config.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def read_adapter_config(folder: Path) -> LoRAConfig:
+    """Raises InputError where the folder is not a plain LoRA adapter in PEFT's format."""
+    file = folder / "adapter_config.json"
+    try:
+        raw = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON: {error}") from None
+    if raw.get("peft_type") != "LORA":
+        raise InputError(f"{file}: peft_type {raw.get('peft_type')!r} is not supported, only LORA")
+    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
+        if raw.get(key):
+            raise InputError(f"{file}: {key} is not supported")
+    scale = math.sqrt(raw["r"]) if raw.get("use_rslora") else 1.0
+    return LoRAConfig(raw["r"], raw["lora_alpha"] * scale, raw.get("lora_dropout", 0.0))
+
+
+def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+    """Reads an adapter in PEFT's format into the model, as the active one. In place.
+
+    Raises InputError where it is missing, damaged, not LoRA, or was made for another base model.
+    """
+    folder = Path(folder)
+    config = read_adapter_config(folder)
+    file = folder / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            metadata = tensors.metadata() or {}
+            state = {key: tensors.get_tensor(key) for key in tensors.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    made_for = metadata.get("base_fingerprint")
+    if made_for and made_for != base_fingerprint(model):
+        raise InputError(
+            f"{folder}: this adapter was trained on another model: load it with that one"
+        )
+    targets = sorted({key.split(".")[-3] for key in state})  # the config may give them as a pattern
+    apply_lora(model, replace(config, target_modules=tuple(targets)), name)
+    load_adapter_state(model, name, state, str(file))

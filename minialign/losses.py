@@ -1,0 +1,87 @@
+"""The losses: pure functions over summed log-probabilities, a few lines of ordinary, differentiable
+code each.
+
+They take what `score` returns and know nothing of models, batches or devices. Mathematics only:
+torch and nothing else.
+
+Shape letters: B sequences or pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class PreferenceLoss(NamedTuple):
+    """losses (B,), unreduced and differentiable; the implicit rewards (B,) carry no gradient."""
+
+    losses: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+
+
+def sft_loss(logps: Tensor, total_tokens: int) -> Tensor:
+    """The negative log-likelihood per token: -sum(logps) / total_tokens, a scalar.
+
+    Every token weighs the same. `total_tokens` counts the trained tokens (the end token included)
+    of the *whole* step, so that the losses of its micro-batches add up to the loss of the step,
+    however it was cut.
+
+    Args:
+        logps: (B,) summed log-probabilities of the completions.
+    """
+    return -logps.sum() / total_tokens
+
+
+def dpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> PreferenceLoss:
+    """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
+
+        r(y) = beta [log pi(y|x) - log pi_ref(y|x)] loss = -(1 - s) log sigmoid(r(chosen) -
+        r(rejected)) - s log sigmoid(r(rejected) - r(chosen))
+
+    with label smoothing s (conservative DPO: the share of labels taken to be wrong). All
+    log-probabilities are *summed* over the completion, (B,). At policy = reference the loss is ln 2
+    and its derivative in the margin is -(1/2 - s).
+    """
+    chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)
+    rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)
+    margins = chosen_rewards - rejected_rewards
+    losses = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(
+        -margins
+    )
+    return PreferenceLoss(losses, chosen_rewards.detach(), rejected_rewards.detach())
+
+
+def spin_loss(
+    policy_real_logps: Tensor,
+    policy_generated_logps: Tensor,
+    opponent_real_logps: Tensor,
+    opponent_generated_logps: Tensor,
+    *,
+    beta: float,
+) -> PreferenceLoss:
+    """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, equation 4.7), with the logistic
+    loss and lambda = beta.
+
+    DPO's mathematics with other roles: the human text is chosen over the text that the *opponent*,
+    the policy of the round before, wrote itself, and that opponent is also the reference. DITTO
+    differs in keeping its reference frozen.
+    """
+    return dpo_loss(
+        policy_real_logps,
+        policy_generated_logps,
+        opponent_real_logps,
+        opponent_generated_logps,
+        beta=beta,
+    )

@@ -1,0 +1,187 @@
+"""DITTO: show, don't tell (Shaikh et al. 2024, arXiv 2406.00888, Algorithm 1).
+
+Train on the demonstrations a little (SFT). Then, in rounds, let the model write its own answers and
+teach it to prefer, with DPO, the demonstrations over its newest samples, those over its older ones.
+The reference of DPO is the SFT model, frozen for good: updating it each round costs 24 points of
+win rate (Table 3).
+
+Where this differs from the paper or from the official code (SALT-NLP/demonstrated-feedback):
+
+* Comparisons belong to a demonstration, not to a prompt's text; demonstrations that share a prompt
+  all take part.
+* A sample is trained on exactly the token ids that were drawn. One that was cut off at the length
+  limit has no end
+  token; the official code decodes and encodes again, and tells by the length.
+* The end token of the demonstrations is trained in SFT (the official code masks it together with
+  the padding).
+* The comparisons of a step are distinct, and every demonstration takes its turn.
+* All fractions, M and K are knobs that work.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as SequenceABC
+
+import torch
+from torch import Tensor
+
+from minialign.config import DittoConfig
+from minialign.data import Sequence
+from minialign.lora import copy_adapter, merged_adapter, trainable_parameters
+from minialign.losses import dpo_loss, sft_loss
+from minialign.methods.comparisons import Comparison, ComparisonPool
+from minialign.methods.sft import ADAPTER as SFT
+from minialign.methods.sft import nats_per_token, train_sft
+from minialign.model import CausalLM
+from minialign.optim import Optimizer, constant_with_warmup
+from minialign.run import Run
+from minialign.sampler import sample
+from minialign.scoring import ReferenceScores, micro_batches, score
+
+ADAPTER = "ditto"
+
+
+def train_ditto(
+    model: CausalLM,
+    demonstrations: SequenceABC[Sequence],
+    config: DittoConfig,
+    run: Run,
+    held_out: SequenceABC[Sequence] = (),
+) -> None:
+    """Trains a new adapter "ditto" on a model whose active adapter is a fresh "sft"; in place.
+
+    Both stay in the model, "ditto" active. Samples, metrics and what `--resume` needs are kept in
+    `run`.
+    """
+    train_sft(model, demonstrations, config, run, held_out)
+    copy_adapter(model, SFT, ADAPTER)
+    reference = ReferenceScores(model, SFT)
+    pool = ComparisonPool(demonstrations)
+    optimizer = Optimizer(
+        trainable_parameters(model),
+        config.learning_rate,
+        constant_with_warmup,
+        total_steps=config.max_steps,
+        warmup_ratio=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    first = run.restore("ditto", model, optimizer, pool, reference) or 0
+    model.eval()  # no dropout: the policy must be comparable with its reference
+    for step in run.steps("ditto", first, config.max_steps, model, optimizer, pool, reference):
+        if len(pool.rounds) <= step // config.resample_every:
+            with run.phase("sample"), merged_adapter(model):
+                pool.add_round(_sample_round(model, pool, config, run))
+            run.write_samples(pool, reference)
+        pairs = pool.draw(
+            config.pairs_per_step, config.mix, random.Random(f"{run.seed}/pairs/{step}")
+        )
+        with run.phase("train"):
+            metrics = _step(model, pairs, reference, config, run)
+            metrics |= optimizer.step(step)
+        if (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps:
+            metrics |= _held_out_metrics(model, held_out, reference, config, run)
+        run.log("ditto", step, metrics)
+    run.write_samples(pool, reference)
+
+
+def _sample_round(
+    model: CausalLM, pool: ComparisonPool, config: DittoConfig, run: Run
+) -> list[list]:
+    prompts = [demonstration.prompt_ids for demonstration in pool.demonstrations]
+    seed = run.derive_seed("round", len(pool.rounds))
+    return sample(
+        model,
+        prompts,
+        config.samples_per_prompt,
+        config.sampling,
+        seed=seed,
+        on_token=run.sampling_progress(len(pool.rounds), len(prompts) * config.samples_per_prompt),
+    )
+
+
+def _step(
+    model: CausalLM,
+    pairs: list[Comparison],
+    reference: ReferenceScores,
+    config: DittoConfig,
+    run: Run,
+) -> dict[str, float]:
+    """Accumulates the gradient of a step, prompt group by prompt group; returns its metrics."""
+    if not pairs:  # every sample equals its demonstration: nothing is left to learn from this round
+        return {"loss": 0.0, "tokens": 0}
+    shown = {pair.chosen for pair in pairs if pair.kind != "inter_model"}
+    shown_tokens = sum(len(sequence.completion_ids) for sequence in shown)
+    parts: list[tuple[Tensor, ...]] = []
+    nll, tokens = 0.0, 0
+    for part in micro_batches(
+        pairs, lambda pair: (pair.chosen, pair.rejected), run.micro_batch_tokens
+    ):
+        sequences = list(dict.fromkeys(s for pair in part for s in (pair.chosen, pair.rejected)))
+        place = {sequence: i for i, sequence in enumerate(sequences)}
+        chosen = [place[pair.chosen] for pair in part]
+        rejected = [place[pair.rejected] for pair in part]
+        reference_logps = reference(sequences)
+        policy_logps = score(model, sequences)
+        preference = dpo_loss(
+            policy_logps[chosen],
+            policy_logps[rejected],
+            reference_logps[chosen],
+            reference_logps[rejected],
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+        )
+        loss = preference.losses.sum() / len(pairs)
+        if shown_tokens:
+            own = [place[sequence] for sequence in sequences if sequence in shown]
+            part_nll = sft_loss(policy_logps[own], shown_tokens)
+            loss = loss + config.nll_weight * part_nll
+            nll += part_nll.item()
+        loss.backward()
+        tokens += sum(len(s.completion_ids) for s in sequences) + sum(
+            map(len, {s.prompt_ids for s in sequences})
+        )
+        parts.append(
+            (
+                *map(Tensor.detach, preference),
+                policy_logps[chosen].detach(),
+                policy_logps[rejected].detach(),
+            )
+        )
+    losses, chosen_rewards, rejected_rewards, chosen_logps, rejected_logps = map(
+        torch.cat, zip(*parts, strict=True)
+    )
+    margins = chosen_rewards - rejected_rewards
+    return {
+        "loss": float(losses.mean()) + config.nll_weight * nll,
+        "nll/demonstrations": nll,
+        "rewards/chosen": float(chosen_rewards.mean()),
+        "rewards/rejected": float(rejected_rewards.mean()),
+        "rewards/margins": float(margins.mean()),
+        "rewards/accuracies": float((margins > 0).float().mean()),
+        "logps/chosen": float(chosen_logps.mean()),
+        "logps/rejected": float(rejected_logps.mean()),
+        "tokens": tokens,
+        **{f"pairs/{kind}": sum(pair.kind == kind for pair in pairs) for kind in config.mix},
+    }
+
+
+def _held_out_metrics(
+    model: CausalLM,
+    held_out: SequenceABC[Sequence],
+    reference: ReferenceScores,
+    config: DittoConfig,
+    run: Run,
+) -> dict[str, float]:
+    """Training pairs are soon told apart by heart; texts that were not trained on show what was
+    learned.
+    """
+    if not held_out:
+        return {}
+    tokens = sum(len(sequence.completion_ids) for sequence in held_out)
+    nats = nats_per_token(model, held_out, run.micro_batch_tokens)
+    assert nats is not None
+    reference_sum = float(reference(held_out).sum())
+    reward = config.beta * (-nats * tokens - reference_sum) / len(held_out)
+    return {"eval/nats_per_token": nats, "eval/rewards": reward}

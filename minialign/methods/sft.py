@@ -1,0 +1,110 @@
+"""Supervised fine-tuning on demonstrations: DITTO's warm start, and a method of its own.
+
+The official DITTO code also learns to write the prompts (`train_on_prompt`); here the loss covers
+the completion and its end token by default.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as SequenceABC
+
+import torch
+
+from minialign.config import DittoConfig
+from minialign.data import Sequence
+from minialign.lora import reference_policy, trainable_parameters
+from minialign.losses import sft_loss
+from minialign.model import CausalLM
+from minialign.optim import Optimizer, cosine_with_warmup
+from minialign.run import Run
+from minialign.scoring import micro_batches, score
+
+ADAPTER = "sft"
+
+
+def train_sft(
+    model: CausalLM,
+    demonstrations: SequenceABC[Sequence],
+    config: DittoConfig,
+    run: Run,
+    held_out: SequenceABC[Sequence] = (),
+) -> None:
+    """Minimises the demonstrations' loss per token, until it falls below `stop_loss` or the steps
+    are used up.
+
+    Trains the model's active adapter, in place. The held-out loss is logged once, at the end.
+    """
+    knobs = config.sft
+    if knobs.train_on_prompt:
+        demonstrations = [_with_prompt(sequence) for sequence in demonstrations]
+    optimizer = Optimizer(
+        trainable_parameters(model),
+        knobs.learning_rate,
+        cosine_with_warmup,
+        total_steps=knobs.max_steps,
+        warmup_ratio=knobs.warmup_ratio,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    first = run.restore("sft", model, optimizer)
+    if first is None:
+        return
+    model.train()
+    for step in run.steps("sft", first, knobs.max_steps, model, optimizer):
+        batch = draw_batch(demonstrations, knobs.batch_size, step, run.seed)
+        total = sum(len(sequence.completion_ids) for sequence in batch)
+        run.seed_step("sft", step)  # for dropout
+        loss = 0.0
+        with run.phase("train"):
+            for part in micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens):
+                part_loss = sft_loss(score(model, part), total)
+                part_loss.backward()
+                loss += part_loss.item()
+            measured = optimizer.step(step)
+        run.log("sft", step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
+        if loss < knobs.stop_loss:
+            break
+    model.eval()
+    run.log_summary(
+        "sft", {"eval/nats_per_token": nats_per_token(model, held_out, run.micro_batch_tokens)}
+    )
+
+
+def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:
+    """The batch of a step: each epoch is a shuffle of its own, dealt in order. A function of (seed,
+    step) alone.
+    """
+    size = min(size, len(items))
+    places = range(step * size, (step + 1) * size)
+    epochs = {place // len(items) for place in places}
+    orders = {
+        epoch: random.Random(f"{seed}/sft/{epoch}").sample(range(len(items)), len(items))
+        for epoch in epochs
+    }
+    return [items[orders[place // len(items)][place % len(items)]] for place in places]
+
+
+def nats_per_token(
+    model: CausalLM, sequences: SequenceABC[Sequence], max_tokens: int
+) -> float | None:
+    """The loss per token of texts that were not trained on; None if there are none."""
+    if not sequences:
+        return None
+    total = 0.0
+    with torch.no_grad():
+        for part in micro_batches(sequences, lambda sequence: (sequence,), max_tokens):
+            total -= float(score(model, part).sum())
+    return total / sum(len(sequence.completion_ids) for sequence in sequences)
+
+
+def adapter_nats_per_token(
+    model: CausalLM, adapter: str | None, sequences: SequenceABC[Sequence], max_tokens: int
+) -> float | None:
+    with reference_policy(model, adapter):
+        return nats_per_token(model, sequences, max_tokens)
+
+
+def _with_prompt(sequence: Sequence) -> Sequence:
+    """All but the very first token of the prompt becomes something to predict."""
+    return Sequence(sequence.prompt_ids[:1], sequence.prompt_ids[1:] + sequence.completion_ids)

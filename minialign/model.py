@@ -1,0 +1,250 @@
+"""A Mistral / Llama transformer by hand: RMSNorm, rotary positions, grouped-query attention,
+SwiGLU.
+
+Modules carry the names of the Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`),
+so that loading is a plain `load_state_dict`. The forward pass takes a flat list of tokens and an
+attention layout (attention.py) and returns hidden states; who needs log-probabilities applies the
+head to the few positions that matter (fused.py). This file knows nothing of LoRA, optimizers,
+loading or generation.
+
+Shape letters: N tokens, B batch, T tokens a row, D hidden, H query heads, K key-value heads, Hd
+head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minialign.attention import Attend, PackedAttention, Segment
+from minialign.errors import InputError
+
+ROPE_TYPES = ("default", "llama3")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The part of a checkpoint's config.json that decides the computation, under its own names."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: dict[str, Any] | None = None  # Llama 3's, or None
+    max_position_embeddings: int = 2048
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
+        """Reads a config.json of model_type `llama` or `mistral`.
+
+        Raises InputError, naming the field, for everything that this file does not compute.
+        """
+        if raw.get("model_type") not in ("llama", "mistral"):
+            raise InputError(
+                f"config.json: model_type {raw.get('model_type')!r} is not llama or mistral"
+            )
+        for key, supported in (
+            ("hidden_act", "silu"),
+            ("attention_bias", False),
+            ("mlp_bias", False),
+        ):
+            if raw.get(key, supported) not in (supported, None):
+                raise InputError(
+                    f"config.json: {key} = {raw[key]!r} is not supported (only {supported!r})"
+                )
+        rope = dict(
+            raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+        )  # the newer name first
+        theta = rope.pop("rope_theta", None) or raw.get("rope_theta") or 10_000.0
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ROPE_TYPES:
+            raise InputError(
+                f"config.json: rope type {rope_type!r} is not supported ({', '.join(ROPE_TYPES)})"
+            )
+        try:
+            heads = raw["num_attention_heads"]
+            return cls(
+                vocab_size=raw["vocab_size"],
+                hidden_size=raw["hidden_size"],
+                intermediate_size=raw["intermediate_size"],
+                num_hidden_layers=raw["num_hidden_layers"],
+                num_attention_heads=heads,
+                num_key_value_heads=raw.get("num_key_value_heads") or heads,
+                head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+                rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+                rope_theta=float(theta),
+                rope_scaling=rope if rope_type == "llama3" else None,
+                max_position_embeddings=raw.get("max_position_embeddings", 2048),
+                sliding_window=raw.get("sliding_window")
+                if raw["model_type"] == "mistral"
+                else None,
+                tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            )
+        except KeyError as error:
+            raise InputError(f"config.json: {error.args[0]} is missing") from None
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """The angle per position of each pair of channels, (Hd/2,): theta^(-2i/Hd), slowed down as
+    Llama 3 does if asked.
+
+    Llama 3.1 divides slow frequencies (wavelength above original/low_freq_factor) by `factor`,
+    leaves fast ones (wavelength below original/high_freq_factor) alone, and blends in between.
+    """
+    exponents = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    )
+    frequencies = config.rope_theta**-exponents
+    if config.rope_scaling is None:
+        return frequencies
+    scaling = config.rope_scaling
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    fast = ((turns - low) / (high - low)).clamp(0, 1)
+    return fast * frequencies + (1 - fast) * frequencies / scaling["factor"]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, rotate-half layout (arXiv 2104.09864): (N, heads, Hd) with cos and
+    sin (N, 1, Hd).
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share K key-value heads; who sees whom is the layout's
+    business.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        queries, keys = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        heads = (len(x), -1, self.head_dim)
+        q = rotate(self.q_proj(x).view(heads), cos, sin)  # (N, H, Hd)
+        k = rotate(self.k_proj(x).view(heads), cos, sin)  # (N, K, Hd)
+        v = self.v_proj(x).view(heads)
+        return self.o_proj(attend(self.layer, q, k, v).reshape(len(x), -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """Embedding, layers, final norm: token ids (N,) at positions (N,) -> hidden states (N, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, i) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        x = self.embed_tokens(ids)
+        angles = positions[:, None].float() * rope_frequencies(self.config, x.device)
+        cos = angles.cos().repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, Hd)
+        sin = angles.sin().repeat(1, 2)[:, None].to(x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, attend)
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """The transformer and its head. `name` and `stop_ids` travel along for messages and for the
+    sampler.
+    """
+
+    def __init__(self, config: ModelConfig, name: str = "") -> None:
+        super().__init__()
+        self.config = config
+        self.name = name
+        self.stop_ids: tuple[int, ...] = ()
+        self.model = Transformer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.embed_tokens.weight.dtype
+
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (N, D) of a flat list of tokens; whoever needs it applies the head."""
+        return self.model(ids, positions, attend)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """The plain, unfused forward pass, for readers and parity tests: (B, T) -> (B, T, V) in
+        float32.
+        """
+        rows, length = ids.shape
+        segments = [Segment(row * length, (row + 1) * length) for row in range(rows)]
+        attend = PackedAttention(segments, self.config.sliding_window, ids.device)
+        positions = torch.arange(length, device=ids.device).repeat(rows)
+        return self.lm_head(self(ids.flatten(), positions, attend)).float().view(rows, length, -1)

@@ -1,0 +1,191 @@
+"""What a run will cost, told before it starts: tokens by counting, seconds by timing a small piece
+of the same work, memory by adding up what is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from minialign.config import DittoConfig, LoRAConfig, SamplingConfig
+from minialign.data import Sequence
+from minialign.fused import CHUNK_BYTES
+from minialign.job import Job
+from minialign.lora import trainable_parameters
+from minialign.model import CausalLM, ModelConfig
+from minialign.sampler import sample
+from minialign.scoring import score
+
+PROBE_TOKENS = 400  # what the training probe reads
+PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens to be computed, at most: SFT may stop early, and answers may end before the limit."""
+
+    sft: int
+    sampled: int
+    preferences: int
+
+    @classmethod
+    def of(cls, config: DittoConfig, train: list[Sequence], ditto: bool) -> Work:
+        mean = sum(map(len, train)) / len(train)
+        sft = round(config.sft.max_steps * min(config.sft.batch_size, len(train)) * mean)
+        if not ditto:
+            return cls(sft, 0, 0)
+        new = config.sampling.max_new_tokens
+        sampled = config.rounds * len(train) * config.samples_per_prompt * new
+        texts = min(len(train), config.pairs_per_step) * mean + config.pairs_per_step * new
+        return cls(sft, sampled, round(config.max_steps * texts))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second of the two kinds of work, on this machine with this model."""
+
+    training: float
+    sampling: float
+
+    @classmethod
+    def measured(cls, model: CausalLM, job: Job) -> Speed:
+        """Takes a few seconds. Leaves the model as it was."""
+        rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
+        return cls(_training_speed(model, job.train), _sampling_speed(model, job.train[0], rows))
+
+    def seconds(self, work: Work) -> float:
+        # texts are scored by the policy in every step, and by the reference (forward only) about
+        # once
+        return (work.sft + work.preferences) / self.training + work.sampled / self.sampling
+
+
+def _training_speed(model: CausalLM, train: list[Sequence]) -> float:
+    batch, tokens = [], 0
+    for sequence in train:
+        batch.append(sequence)
+        tokens += len(sequence)
+        if tokens >= PROBE_TOKENS:
+            break
+    for _ in range(2):  # the first one warms up
+        began = time.perf_counter()
+        score(model, batch).sum().backward()
+        seconds = time.perf_counter() - began
+        for parameter in trainable_parameters(model):
+            parameter.grad = None
+    return tokens / seconds
+
+
+def _sampling_speed(model: CausalLM, sequence: Sequence, rows: int) -> float:
+    stop_ids, model.stop_ids = model.stop_ids, ()
+    try:
+        times = []
+        for steps in (1, 1 + PROBE_STEPS):  # the difference leaves out the prompt
+            began = time.perf_counter()
+            sample(model, [sequence.prompt_ids], rows, SamplingConfig(max_new_tokens=steps), seed=0)
+            times.append(time.perf_counter() - began)
+    finally:
+        model.stop_ids = stop_ids
+    return rows * PROBE_STEPS / max(1e-6, times[1] - times[0])
+
+
+def memory_bytes(model: CausalLM, job: Job) -> int:
+    """Weights, adapters with gradients and moments, one micro-batch of activations or one cache,
+    one chunk of logits.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    adapters = (
+        sum(p.numel() for p in trainable_parameters(model)) * 4 * (4 + 1)
+    )  # twice the pair, and the reference
+    size = torch.empty(0, dtype=model.dtype).element_size()
+    longest = max(len(s.prompt_ids) for s in job.train) + job.config.sampling.max_new_tokens
+    in_flight = max(job.options.micro_batch_tokens, max(map(len, job.train)))
+    activations = in_flight * activation_bytes(model.config, job.config.lora, size)
+    rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
+    config = model.config
+    cache = (
+        rows
+        * longest
+        * config.num_hidden_layers
+        * config.num_key_value_heads
+        * config.head_dim
+        * 2
+        * size
+    )
+    return weights + adapters + max(activations, cache) + 2 * CHUNK_BYTES
+
+
+def activation_bytes(config: ModelConfig, lora: LoRAConfig, size: int) -> int:
+    """What the backward pass keeps per token: the inputs of all that is not a frozen matrix."""
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    kept = 4 * config.hidden_size + 4 * queries + 3 * keys + 4 * config.intermediate_size
+    adapters = len(lora.target_modules) * (config.hidden_size + lora.rank)
+    float32 = 2 * config.hidden_size + adapters
+    return config.num_hidden_layers * (kept * size + float32 * 4)
+
+
+def describe(model: CausalLM, job: Job, speed: Speed) -> str:
+    """The first lines of a run: what will happen to what, and what it costs."""
+    work = Work.of(job.config, job.train, job.options.method == "ditto")
+    rows = [*_subject(model, job), *_stages(job)]
+    tokens = f"{work.sft:,} tokens of SFT"
+    if job.options.method == "ditto":
+        tokens += f", at most {work.sampled:,} written and {work.preferences:,} compared"
+    seconds, gigabytes = _duration(speed.seconds(work)), memory_bytes(model, job) / 1e9
+    rows += [
+        ("work", tokens),
+        ("needs", f"at most {seconds}, about {gigabytes:.1f} GB of memory"),
+        ("writes", f"{job.out}/"),
+        *(("warning", warning) for warning in job.warnings),
+    ]
+    return "\n".join(f"{name:>12}  {text}" for name, text in rows)
+
+
+def _subject(model: CausalLM, job: Job) -> list[tuple[str, str]]:
+    """What is trained, and on what."""
+    trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
+    total = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    dtype = str(model.dtype).removeprefix("torch.")
+    lora, tokens = job.config.lora, sum(map(len, job.train))
+    targets = ", ".join(lora.target_modules)
+    return [
+        ("model", f"{job.options.model}: {total / 1e6:,.0f} M parameters, {dtype} on {job.device}"),
+        ("recipe", f"{job.recipe}, method {job.options.method}, seed {job.options.seed}"),
+        ("trained", f"{trainable / 1e6:.1f} M parameters: LoRA rank {lora.rank} on {targets}"),
+        ("learns from", f"{len(job.train)} demonstrations, {tokens:,} tokens: {job.options.demos}"),
+        ("judged by", f"{len(job.held_out)} held-out demonstrations: {job.options.test}")
+        if job.held_out
+        else ("judged by", "nothing: give held-out demonstrations with --test FILE.jsonl"),
+    ]
+
+
+def _stages(job: Job) -> list[tuple[str, str]]:
+    """The knobs that decide most."""
+    config, sft = job.config, job.config.sft
+    stages = [
+        (
+            "SFT",
+            f"at most {sft.max_steps} steps, learning rate {sft.learning_rate:g}, "
+            f"until the loss is {sft.stop_loss:g}",
+        )
+    ]
+    if job.options.method == "ditto":
+        answers = len(job.train) * config.samples_per_prompt
+        new = config.sampling.max_new_tokens
+        stages += [
+            ("DITTO", f"{config.rounds} rounds of {answers} answers of at most {new} tokens;"),
+            (
+                "",
+                f"{config.max_steps} steps of {config.pairs_per_step} comparisons, "
+                f"learning rate {config.learning_rate:g}, beta {config.beta:g}",
+            ),
+        ]
+    return stages
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

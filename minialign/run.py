@@ -1,0 +1,380 @@
+"""The run folder: a person's record of what happened, and enough to go on from.
+
+    config.json     every knob resolved, versions, device, seed
+    metrics.jsonl   a line a step
+    samples.jsonl   a line a sampled completion
+    adapter/        the result, in PEFT's format          adapter-sft/   DITTO's reference, likewise
+    state/          what --resume needs, one file, replaced as a whole
+
+Randomness is a function of (seed, what for, step) and has no state of its own, so a resumed run
+continues bit for bit with no generator to restore.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from minialign.errors import InputError
+from minialign.lora import active_adapter, adapter_state, load_adapter_state, lora_layers
+from minialign.model import CausalLM
+from minialign.optim import Optimizer
+
+if TYPE_CHECKING:
+    from minialign.methods.comparisons import ComparisonPool
+    from minialign.scoring import ReferenceScores
+    from minialign.tokenizer import Tokenizer
+
+SAVE_EVERY_SECONDS = 120.0
+STAGES = ("sft", "ditto")
+
+
+class Interrupted(Exception):
+    """The person pressed Ctrl-C; the model stands at the start of a step."""
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raises InputError unless a new run may be written to `folder`. Changes nothing."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file: choose another --out")
+    entries = os.listdir(folder)
+    if not entries:
+        return
+    if "config.json" not in entries or "metrics.jsonl" not in entries:
+        raise InputError(f"{folder}: holds files that are not a run's: choose another --out")
+    if not overwrite:
+        raise InputError(
+            f"{folder}: holds another run: choose another --out, add --overwrite, "
+            f"or go on with it: --resume {folder}"
+        )
+
+
+class Run:
+    """Writes one run folder, shows progress, and keeps what is needed to go on.
+
+    Nothing is written before `Run.create` or `Run.resume` is called.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, seed: int = 0, micro_batch_tokens: int = 2048
+    ) -> None:
+        self.folder = Path(folder)
+        self.seed = seed
+        self.micro_batch_tokens = micro_batch_tokens
+        self.tokenizer: Tokenizer | None = None  # only to write samples as text too
+        self.interrupted = False
+        self.seconds: dict[str, float] = {}  # by phase, the whole run
+        self._phases: dict[str, float] = {}  # by phase, since the last metrics line
+        self._resumed: _State | None = None
+        self._save: Callable[[], None] | None = None
+        self._saved_at = time.monotonic()
+        self._bar: tqdm | None = None
+
+    @classmethod
+    def create(
+        cls, folder: str | Path, config: dict[str, Any], *, overwrite: bool = False, **options: Any
+    ) -> Run:
+        """A new run; `config` is written to config.json. Raises InputError if the folder holds
+        something else.
+        """
+        run = cls(folder, **options)
+        check_free(run.folder, overwrite)
+        if run.folder.exists():
+            shutil.rmtree(run.folder)
+        run.folder.mkdir(parents=True)
+        (run.folder / "config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        )
+        (run.folder / "metrics.jsonl").touch()
+        return run
+
+    @classmethod
+    def resume(cls, folder: str | Path, **options: Any) -> Run:
+        """Goes on with an interrupted run. Raises InputError if there is no whole state to go on
+        from.
+        """
+        run = cls(folder, **options)
+        run._resumed = _State.read(run.folder / "state" / "state.safetensors")
+        metrics = run.folder / "metrics.jsonl"
+        os.truncate(metrics, min(run._resumed.facts["metrics_bytes"], metrics.stat().st_size))
+        return run
+
+    # ---- randomness ----
+
+    def derive_seed(self, purpose: str, number: int) -> int:
+        digest = hashlib.sha256(f"{self.seed}/{purpose}/{number}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+    def seed_step(self, purpose: str, step: int) -> None:
+        """Seeds torch's global generator, from which dropout draws."""
+        torch.manual_seed(self.derive_seed(purpose, step))
+
+    # ---- progress ----
+
+    def steps(
+        self,
+        stage: str,
+        first: int,
+        total: int,
+        model: CausalLM,
+        optimizer: Optimizer,
+        pool: ComparisonPool | None = None,
+        reference: ReferenceScores | None = None,
+    ) -> Iterator[int]:
+        """Counts steps with a progress bar; saves the state now and then, and when the person asks
+        to stop.
+        """
+        self._bar = _bar(total=total, initial=first, desc=stage.upper(), unit="step")
+        try:
+            for step in range(first, total):
+                self._save = lambda at=step: self._save_state(
+                    stage, at, model, optimizer, pool, reference
+                )
+                if time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
+                    self.save()
+                self._stop_if_asked()
+                yield step
+                self._bar.update()
+        finally:
+            self._bar.close()
+            self._bar = None
+
+    def sampling_progress(
+        self, round_number: int, completions: int
+    ) -> Callable[[int, int, int], None]:
+        """A sampler callback that shows a bar of written tokens, and stops at once when the person
+        asks to.
+        """
+        bar = _bar(
+            desc=f"  round {round_number}: writing {completions} answers", unit="token", leave=False
+        )
+
+        def on_token(prompt: int, sample: int, token: int) -> None:
+            bar.update()
+            if self.interrupted:
+                bar.close()
+            self._stop_if_asked()
+
+        return on_token
+
+    def say(self, text: str) -> None:
+        """A line for the person, above the progress bar."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Charges the time within to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            for book in (self.seconds, self._phases):
+                book[name] = book.get(name, 0.0) + spent
+
+    def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the bar's figures."""
+        seconds = {name: round(value, 3) for name, value in self._phases.items()}
+        self._write_metrics({"stage": stage, "step": step, **metrics, "seconds": seconds})
+        if self._bar is not None:
+            shown = {"loss": f"{metrics['loss']:.3f}"}
+            if "rewards/margins" in metrics:
+                shown["margin"] = f"{metrics['rewards/margins']:.2f}"
+            speed = metrics["tokens"] / max(1e-9, self._phases.get("train", 0.0))
+            self._bar.set_postfix({**shown, "tokens/s": f"{speed:.0f}"}, refresh=False)
+        self._phases.clear()
+
+    def log_summary(self, stage: str, metrics: dict[str, Any]) -> None:
+        """A line that belongs to a stage as a whole."""
+        self._write_metrics({"stage": stage, **metrics})
+
+    def _write_metrics(self, line: dict[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def write_samples(self, pool: ComparisonPool, reference: ReferenceScores) -> None:
+        """samples.jsonl anew, as a whole. `reference_logp` is null while a sample has not stood in
+        a comparison.
+        """
+        lines = []
+        for sample in pool.samples:
+            completion = sample.completion
+            lines.append(
+                json.dumps(
+                    {
+                        "round": sample.round,
+                        "demonstration": sample.demonstration,
+                        "text": self.tokenizer.decode(completion.ids)
+                        if self.tokenizer
+                        else completion.text,
+                        "ids": list(completion.ids),
+                        "finish_reason": completion.finish_reason,
+                        "logprob": completion.logprob,
+                        "reference_logp": reference.known.get(sample.sequence),
+                    },
+                    ensure_ascii=False,
+                )
+                + "\n"
+            )
+        _replace(
+            self.folder / "samples.jsonl",
+            lambda path: path.write_text("".join(lines), encoding="utf-8"),
+        )
+
+    # ---- stopping and going on ----
+
+    @contextmanager
+    def catch_interrupts(self) -> Iterator[None]:
+        """The first Ctrl-C lets the current step end, saves, and raises Interrupted; a second one
+        stops at once.
+        """
+
+        def ask_to_stop(signum: int, frame: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print(
+                "\nfinishing this step, then saving (Ctrl-C again: stop at once)", file=sys.stderr
+            )
+
+        before = signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def finish(self) -> None:
+        """The run is complete: there is nothing left to go on with."""
+        self.log_summary(
+            "done", {"seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
+        )
+        shutil.rmtree(self.folder / "state", ignore_errors=True)
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupted:
+            self.save()
+            raise Interrupted
+
+    def save(self) -> None:
+        """Writes the state as it was at the start of the current step."""
+        if self._save is not None:
+            self._save()
+        self._saved_at = time.monotonic()
+
+    def _save_state(
+        self,
+        stage: str,
+        step: int,
+        model: CausalLM,
+        optimizer: Optimizer,
+        pool: ComparisonPool | None,
+        reference: ReferenceScores | None,
+    ) -> None:
+        names = {name for layer in lora_layers(model).values() for name in layer.configs}
+        tensors = {
+            f"adapter/{n}/{key}": t for n in names for key, t in adapter_state(model, n).items()
+        }
+        tensors |= {f"optimizer/{key}": t for key, t in optimizer.state().items()}
+        facts = {
+            "stage": stage,
+            "step": step,
+            "metrics_bytes": (self.folder / "metrics.jsonl").stat().st_size,
+            "seconds": self.seconds,
+            "rounds": pool.state() if pool else [],
+            "reference": [[s.prompt_ids, s.completion_ids, v] for s, v in reference.known.items()]
+            if reference
+            else [],
+        }
+        (self.folder / "state").mkdir(exist_ok=True)
+        _replace(
+            self.folder / "state" / "state.safetensors",
+            lambda path: save_file(tensors, path, metadata={"facts": json.dumps(facts)}),
+        )
+
+    def restore(
+        self,
+        stage: str,
+        model: CausalLM,
+        optimizer: Optimizer,
+        pool: ComparisonPool | None = None,
+        reference: ReferenceScores | None = None,
+    ) -> int | None:
+        """The step at which `stage` begins, with everything put back; None: the stage is over
+        already.
+        """
+        state = self._resumed
+        if state is None:
+            return 0
+        name = active_adapter(model)
+        assert name is not None
+        load_adapter_state(
+            model, name, state.tensors(f"adapter/{name}/"), str(self.folder / "state")
+        )
+        if STAGES.index(stage) < STAGES.index(state.facts["stage"]):
+            return None
+        if stage != state.facts["stage"]:
+            return 0
+        self.seconds = state.facts["seconds"]
+        optimizer.load_state(state.tensors("optimizer/"))
+        if pool is not None and reference is not None:
+            from minialign.data import Sequence
+
+            pool.load_state(state.facts["rounds"])
+            known = state.facts["reference"]
+            reference.known = {Sequence(tuple(p), tuple(c)): value for p, c, value in known}
+        self._resumed = None
+        return state.facts["step"]
+
+
+class _State:
+    """A saved state: tensors, and facts as JSON in the same file, so that they cannot disagree."""
+
+    def __init__(self, facts: dict[str, Any], everything: dict[str, torch.Tensor]) -> None:
+        self.facts = facts
+        self._everything = everything
+
+    @classmethod
+    def read(cls, file: Path) -> _State:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                facts = json.loads(opened.metadata()["facts"])
+                return cls(facts, {key: opened.get_tensor(key) for key in opened.keys()})
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{file.parent}: no state to go on from ({error}): start the run again"
+            ) from None
+
+    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            key.removeprefix(prefix): t
+            for key, t in self._everything.items()
+            if key.startswith(prefix)
+        }
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _bar(**options: Any) -> tqdm:
+    """A progress bar on a terminal; silent in a pipe."""
+    return tqdm(dynamic_ncols=True, disable=not sys.stderr.isatty(), **options)

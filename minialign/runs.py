@@ -1,0 +1,49 @@
+"""Reading run folders back: where a run's adapters are, and what they were trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minialign.errors import InputError
+
+
+def read_run_record(folder: str | Path) -> dict[str, Any]:
+    """A run's config.json. Raises InputError where the folder is not a run's."""
+    file = Path(folder) / "config.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"{folder}: not a run folder (config.json is missing)") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(record, dict) or "options" not in record or "knobs" not in record:
+        raise InputError(f"{folder}: not a run folder (config.json is not a run's)")
+    return record
+
+
+def adapter_folder(path: str) -> Path:
+    """The adapter that a person means: a run's result, or the folder itself. Raises InputError if
+    there is none.
+    """
+    folder = Path(path)
+    for candidate in (folder / "adapter", folder):
+        if (candidate / "adapter_config.json").exists():
+            return candidate
+    if (folder / "config.json").exists():
+        raise InputError(f"{folder}: the run is not finished: python train.py --resume {folder}")
+    raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
+
+
+def base_of(folder: Path) -> str:
+    """The model that an adapter says it was trained on. Raises InputError if it does not say."""
+    try:
+        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+            "base_model_name_or_path"
+        )
+    except ValueError as error:
+        raise InputError(f"{folder / 'adapter_config.json'}: not valid JSON: {error}") from None
+    if not name:
+        raise InputError(f"{folder}: the adapter does not name its base model: give --model")
+    return str(name)

@@ -1,0 +1,286 @@
+"""The verb that writes: completions as token ids, with their log-probabilities and the reason why
+they ended.
+
+Each distinct prompt is read once, and its keys and values are shared by its n samples. All samples
+of all prompts wait in one queue for `max_rows` rows: a row that ends leaves at once and the next
+prompt takes its place. Every sample has a random stream of its own, keyed by (seed, prompt,
+sample), so the result does not depend on how rows were batched.
+
+Shape letters: B live rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minialign.attention import KVCache, PackedAttention, Segment
+from minialign.config import SamplingConfig
+from minialign.data import Messages
+from minialign.errors import InputError
+from minialign.model import CausalLM
+
+if TYPE_CHECKING:
+    from minialign.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+OnToken = Callable[[int, int, int], None]  # (prompt index, sample index, token id)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A sampled text. `ids` are the truth and end in the stop token if `finish_reason` is "stop".
+
+    `logprob` is the sum of log pi(token) under the policy as it is, whatever temperature or filter
+    drew the tokens.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    finish_reason: FinishReason
+
+
+@dataclass
+class _Row:
+    """A sample that is being written."""
+
+    prompt: int
+    sample: int
+    limit: int
+    uniforms: np.ndarray
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    finish_reason: FinishReason = "length"
+
+    def finished(self, stop_ids: SequenceABC[int]) -> bool:
+        if self.ids[-1] in stop_ids:
+            self.finish_reason = "stop"
+            return True
+        return len(self.ids) >= self.limit
+
+
+@torch.no_grad()
+def sample(
+    model: CausalLM,
+    prompts: SequenceABC[SequenceABC[int]],
+    n: int,
+    config: SamplingConfig,
+    *,
+    seed: int,
+    on_token: OnToken | None = None,
+) -> list[list[Completion]]:
+    """n completions of each prompt (token ids), in order; their `text` is left empty.
+
+    The same seed gives the same completions whatever `config.max_rows` is. Raises InputError for an
+    empty prompt or one that leaves no room in the model's context.
+    """
+    limits = [_room(model, prompt, config.max_new_tokens) for prompt in prompts]
+    if not prompts or n == 0:
+        return [[] for _ in prompts]
+    training = model.training
+    model.eval()
+    try:
+        rows = _write(model, prompts, n, config, limits, seed, on_token)
+    finally:
+        model.train(training)
+    done = {(row.prompt, row.sample): row for row in rows}
+    return [[_completion(done[p, s]) for s in range(n)] for p in range(len(prompts))]
+
+
+def _completion(row: _Row) -> Completion:
+    return Completion("", tuple(row.ids), row.logprob, row.finish_reason)
+
+
+def _room(model: CausalLM, prompt: SequenceABC[int], max_new_tokens: int) -> int:
+    if not prompt:
+        raise InputError("cannot sample from an empty prompt: it needs at least one token")
+    room = model.config.max_position_embeddings - len(prompt)
+    if room < 1:
+        context = model.config.max_position_embeddings
+        raise InputError(
+            f"the prompt has {len(prompt)} tokens, the model's context holds {context}: shorten it"
+        )
+    return min(max_new_tokens, room)
+
+
+def _write(
+    model: CausalLM,
+    prompts: SequenceABC[SequenceABC[int]],
+    n: int,
+    config: SamplingConfig,
+    limits: list[int],
+    seed: int,
+    on_token: OnToken | None,
+) -> list[_Row]:
+    queue = deque(
+        _Row(p, s, limits[p], _uniforms(seed, p, s, limits[p]))
+        for p in range(len(prompts))
+        for s in range(n)
+    )
+    live: list[_Row] = []
+    finished: list[_Row] = []
+    cache = _new_cache(model, prompts, limits, min(config.max_rows, len(queue)))
+    logits: Tensor | None = None  # (B, V): what each live row will be drawn from
+    while queue or live:
+        joined = _join(model, prompts, queue, live, cache)
+        if joined is not None:
+            logits = joined if logits is None else torch.cat((logits, joined))
+        assert logits is not None
+        ids = _draw(logits, live, config)
+        for row in reversed(
+            range(len(live))
+        ):  # from the end: a removed row is replaced by the last
+            if on_token:
+                on_token(live[row].prompt, live[row].sample, ids[row])
+            if live[row].finished(model.stop_ids):
+                finished.append(live[row])
+                cache.remove(row)
+                live[row], ids[row] = live[-1], ids[-1]
+                live.pop(), ids.pop()
+        if not live:
+            logits = None
+            continue
+        positions, attend = cache.step()
+        logits = _head(model, model(torch.tensor(ids, device=model.device), positions, attend))
+    return finished
+
+
+def _uniforms(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
+    """One number in [0, 1) per token, from a counter-based stream that belongs to this sample
+    alone.
+    """
+    key = np.array([seed, (prompt << 32) | sample], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def _new_cache(
+    model: CausalLM, prompts: SequenceABC[SequenceABC[int]], limits: list[int], rows: int
+) -> KVCache:
+    config = model.config
+    longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    return KVCache(
+        config.num_hidden_layers,
+        rows,
+        longest,
+        config.num_key_value_heads,
+        config.head_dim,
+        window=config.sliding_window,
+        dtype=model.dtype,
+        device=model.device,
+    )
+
+
+def _join(
+    model: CausalLM,
+    prompts: SequenceABC[SequenceABC[int]],
+    queue: deque[_Row],
+    live: list[_Row],
+    cache: KVCache,
+) -> Tensor | None:
+    """Fills free rows from the queue. Every prompt among them is read once; returns the logits (new
+    rows, V).
+    """
+    joining = [queue.popleft() for _ in range(min(len(queue), cache.capacity - len(cache)))]
+    if not joining:
+        return None
+    groups: dict[tuple[int, ...], list[_Row]] = {}
+    for row in joining:
+        groups.setdefault(tuple(prompts[row.prompt]), []).append(row)
+    live += [row for group in groups.values() for row in group]
+    segments: list[Segment] = []
+    ids: list[int] = []
+    positions: list[int] = []
+    for prompt in groups:
+        segments.append(Segment(len(ids), len(ids) + len(prompt)))
+        ids += prompt
+        positions += segments[-1].positions
+    device = model.device
+    attend = PackedAttention(segments, model.config.sliding_window, device, record=True)
+    hidden = model(torch.tensor(ids, device=device), torch.tensor(positions, device=device), attend)
+    for segment, group in zip(segments, groups.values(), strict=True):
+        cache.add(attend.recorded, segment, len(group))
+    last = torch.tensor([segment.stop - 1 for segment in segments], device=device)
+    repeats = torch.tensor([len(group) for group in groups.values()], device=device)
+    return _head(model, hidden[last]).repeat_interleave(repeats, dim=0)
+
+
+def _head(model: CausalLM, hidden: Tensor) -> Tensor:
+    return model.lm_head(hidden).float()
+
+
+def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]:
+    """Draws one token for each live row and notes its log-probability."""
+    uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in live], device=logits.device)
+    logps = logits.log_softmax(-1)
+    ids = draw_tokens(logps, uniforms, config)
+    chosen = logps.gather(1, ids[:, None]).squeeze(1).tolist()
+    for row, token, logprob in zip(live, ids.tolist(), chosen, strict=True):
+        row.ids.append(token)
+        row.logprob += logprob
+    return ids.tolist()
+
+
+def draw_tokens(logps: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+    """Inverse transform sampling: the first token whose cumulative probability exceeds u.  (B, V),
+    (B,) -> (B,).
+
+    Temperature first, then top-k, then top-p, as transformers does. Temperature 0 is argmax.
+    """
+    if config.temperature == 0:
+        return logps.argmax(-1)
+    scaled = logps / config.temperature
+    if config.top_k and config.top_k < logps.shape[-1]:
+        kept = scaled.topk(config.top_k).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < kept, -torch.inf)
+    if config.top_p < 1:
+        scaled = _keep_top_p(scaled, config.top_p)
+    cumulative = scaled.softmax(-1).cumsum(-1)  # (B, V)
+    thresholds = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    return (
+        torch.searchsorted(cumulative, thresholds, right=True)
+        .squeeze(1)
+        .clamp_(max=logps.shape[-1] - 1)
+    )
+
+
+def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
+    """Keeps the fewest likeliest tokens whose probabilities reach `top_p`; the likeliest always
+    stays.
+    """
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    dropped = probabilities.cumsum(-1) - probabilities >= top_p
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -torch.inf)
+
+
+def generate(
+    model: CausalLM,
+    tokenizer: Tokenizer,
+    prompts: SequenceABC[str | Messages],
+    *,
+    n: int = 1,
+    max_new_tokens: int = 200,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    on_token: OnToken | None = None,
+) -> list[list[Completion]]:
+    """n completions, as text, of each prompt (a text, or a chat's messages): a list per prompt."""
+    config = SamplingConfig(max_new_tokens, temperature, top_p, top_k)
+    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+    sampled = sample(model, ids, n, config, seed=seed, on_token=on_token)
+    return [[with_text(completion, tokenizer) for completion in group] for group in sampled]
+
+
+def with_text(completion: Completion, tokenizer: Tokenizer) -> Completion:
+    text = tokenizer.decode(completion.ids)
+    return Completion(text, completion.ids, completion.logprob, completion.finish_reason)

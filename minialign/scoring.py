@@ -1,0 +1,171 @@
+"""The verb that reads: the summed log-probability of completions, differentiable and fused.
+
+Sequences are packed end to end without padding. Within a call each distinct prompt is computed once
+and seen by all its completions, each distinct sequence is scored once, and only positions that
+predict a completion token reach the head.
+
+Shape letters: N packed tokens, S distinct sequences, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from minialign.attention import PackedAttention, Segment
+from minialign.data import Sequence
+from minialign.fused import linear_logps
+from minialign.lora import adapter_hash, adapter_parameters, reference_policy
+from minialign.model import CausalLM
+
+T = TypeVar("T")
+
+
+def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
+    """log pi(completion | prompt), summed over the completion's tokens: a differentiable
+    (len(sequences),) float32.
+
+    Equal to gathering `log_softmax(model.logits(...))` sequence by sequence. An empty completion
+    scores 0.
+    """
+    packed = Packed.of(sequences)
+    if not packed.targets:
+        return torch.zeros(len(sequences), device=model.device)
+    device = model.device
+    attend = PackedAttention(packed.segments, model.config.sliding_window, device)
+    ids, positions = (
+        torch.tensor(packed.ids, device=device),
+        torch.tensor(packed.positions, device=device),
+    )
+    hidden = model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
+    logps = linear_logps(hidden, model.lm_head.weight, torch.tensor(packed.targets, device=device))
+    sums = torch.stack([part.sum() for part in logps.split(packed.lengths)])
+    return sums[torch.tensor(packed.index, device=device)]
+
+
+@dataclass
+class Packed:
+    """Sequences laid end to end, group by group.
+
+    Worked example: prompt (a b) with completions (x y) and (z) gives ids `a b x y z` at positions
+    `0 1 2 3 2`. The prompt's last token predicts both first tokens, so predictors are `1 2 1` for
+    targets `x y z`, with lengths `2 1`. A completion's last token predicts nothing that is scored.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    predictors: list[int] = field(
+        default_factory=list
+    )  # where the hidden state stands that predicts targets[i]
+    targets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # (S,) targets a distinct sequence
+    index: list[int] = field(default_factory=list)  # which distinct sequence each asked-for one is
+
+    @classmethod
+    def of(cls, sequences: SequenceABC[Sequence]) -> Packed:
+        packed, known = cls(), {}
+        for prompt_ids, group in by_prompt(dict.fromkeys(sequences), lambda s: s).items():
+            prompt = packed._append(prompt_ids, None)
+            for sequence in group:
+                known[sequence] = len(packed.lengths)
+                packed._append_completion(sequence, prompt)
+        packed.index = [known[sequence] for sequence in sequences]
+        return packed
+
+    def _append(self, ids: tuple[int, ...], prefix: Segment | None) -> Segment:
+        bounds = (prefix.start, prefix.stop) if prefix else None
+        segment = Segment(len(self.ids), len(self.ids) + len(ids), bounds)
+        self.ids += ids
+        self.positions += segment.positions
+        self.segments.append(segment)
+        return segment
+
+    def _append_completion(self, sequence: Sequence, prompt: Segment) -> None:
+        self.lengths.append(len(sequence.completion_ids))
+        self.targets += sequence.completion_ids
+        if sequence.completion_ids:
+            self.predictors.append(prompt.stop - 1)
+        if sequence.completion_ids[:-1]:
+            own = self._append(sequence.completion_ids[:-1], prompt)
+            self.predictors += range(own.start, own.stop)
+
+
+def by_prompt(
+    items: Iterable[T], sequence_of: Callable[[T], Sequence]
+) -> dict[tuple[int, ...], list[T]]:
+    """Prompt groups: items in their order, keyed by the ids of their prompt."""
+    groups: dict[tuple[int, ...], list[T]] = {}
+    for item in items:
+        groups.setdefault(sequence_of(item).prompt_ids, []).append(item)
+    return groups
+
+
+def micro_batches(
+    items: SequenceABC[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
+) -> Iterator[list[T]]:
+    """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens (a larger group
+    stands alone).
+
+    All sequences of an item share one prompt. The losses of the parts add up to the loss of the
+    step, so the gradient does not depend on `max_tokens`; memory does.
+    """
+    batch: list[T] = []
+    tokens = 0
+    for prompt_ids, group in by_prompt(items, lambda item: sequences_of(item)[0]).items():
+        distinct = {sequence for item in group for sequence in sequences_of(item)}
+        cost = len(prompt_ids) + sum(len(sequence.completion_ids) for sequence in distinct)
+        if batch and tokens + cost > max_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch, tokens = batch + group, tokens + cost
+    if batch:
+        yield batch
+
+
+class ReferenceScores:
+    """Scores under a frozen reference policy (adapter `name`; None: the base), each sequence once
+    in its life.
+
+    Sequences not seen before are scored together, in the same layout as the policy scores them:
+    where the policy *is* the reference (DITTO's first step), the two agree to the last bit and the
+    loss is ln 2 exactly. Should the reference change after all, which its content's hash tells,
+    everything known is forgotten.
+    """
+
+    def __init__(self, model: CausalLM, name: str | None) -> None:
+        self.model, self.name = model, name
+        self.known: dict[Sequence, float] = {}
+        self._versions = self._parameter_versions()
+        self._hash = adapter_hash(model, name)
+
+    def __call__(self, sequences: SequenceABC[Sequence]) -> Tensor:
+        """(len(sequences),) float32 without gradient, on the model's device."""
+        self._forget_if_changed()
+        missing = [s for s in dict.fromkeys(sequences) if s not in self.known]
+        if missing:
+            with reference_policy(self.model, self.name):
+                scores = score(self.model, missing)
+            self.known.update(zip(missing, scores.tolist(), strict=True))
+        return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
+
+    def _parameter_versions(self) -> list[tuple[int, int]]:
+        """Changes whenever an adapter tensor was written to: cheap to look at, so it is looked at
+        on every call.
+        """
+        tensors = adapter_parameters(self.model, self.name) if self.name else []
+        return [(id(tensor), tensor._version) for tensor in tensors]
+
+    def _forget_if_changed(self) -> None:
+        versions = self._parameter_versions()
+        if versions == self._versions:
+            return
+        current = adapter_hash(self.model, self.name)
+        if current != self._hash:
+            self.known.clear()
+        self._versions, self._hash = versions, current

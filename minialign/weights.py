@@ -1,0 +1,170 @@
+"""Checkpoints into models: Hugging Face safetensors, read directly, memory-mapped, with strict
+keys.
+
+A model is built on the meta device, where it weighs nothing, and the checkpoint's tensors are put
+into it as they are: a folder of any size loads in the time it takes to touch its pages. Every
+mismatch is one line that names the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minialign.checkpoints import find_checkpoint
+from minialign.errors import InputError
+from minialign.model import CausalLM, ModelConfig
+from minialign.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> tuple[CausalLM, Tokenizer]:
+    """A model and its tokenizer, by alias, hub id or folder.
+
+    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU that has it, float32
+    elsewhere). Raises InputError, one line, for whatever is wrong with the name or the checkpoint.
+    """
+    target = pick_device(device)
+    folder = find_checkpoint(name, revision)
+    tokenizer = Tokenizer.from_folder(folder)
+    return load_for(name, folder, tokenizer, pick_dtype(dtype, target), target), tokenizer
+
+
+def load_for(
+    name: str, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device
+) -> CausalLM:
+    """The model of a folder, knowing its name and where its completions stop."""
+    model = load_model(folder, dtype, device)
+    model.name = name
+    model.stop_ids = _stop_ids(folder, tokenizer)
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """By name; "auto" is a CUDA GPU, then Apple's, then the processor.
+
+    Raises InputError for one that is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} is not available: {reason}: use --device auto") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        if name not in DTYPES:
+            raise InputError(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if half else torch.float32
+
+
+def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    """The model of an HF-layout folder (config.json and safetensors, one file or shards with an
+    index).
+
+    Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
+    shape, a damaged file.
+    """
+    folder = Path(folder)
+    config = ModelConfig.from_dict(read_config(folder))
+    with torch.device("meta"):
+        model = CausalLM(config)
+    needed = {
+        key: parameter.shape for key, parameter in model.named_parameters()
+    }  # a tied head is not among them
+    state = {}
+    for file in _tensor_files(folder):
+        state.update(_read_tensors(file, needed, config.tie_word_embeddings, dtype, device))
+    missing = sorted(needed.keys() - state.keys())
+    if missing:
+        raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.requires_grad_(False).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: not a model folder (config.json is missing)") from None
+    except ValueError as error:
+        raise InputError(f"{file}: not valid JSON: {error}") from None
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError):
+            raise InputError(f"{index}: not a safetensors index") from None
+        files = [folder / name for name in sorted(set(names))]
+    else:
+        files = [folder / "model.safetensors"]
+    for file in files:
+        if not file.exists():
+            raise InputError(
+                f"{file}: no such file: the checkpoint is incomplete, download it again"
+            )
+    return files
+
+
+def _read_tensors(
+    file: Path, needed: dict[str, torch.Size], tied: bool, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    state = {}
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():
+                if key.endswith("rotary_emb.inv_freq") or (tied and key == "lm_head.weight"):
+                    continue  # old checkpoints store what config.json says already
+                _check_tensor(file, key, tensors.get_slice(key).get_shape(), needed)
+                state[key] = tensors.get_tensor(key).to(device, dtype)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
+    return state
+
+
+def _check_tensor(file: Path, key: str, shape: list[int], needed: dict[str, torch.Size]) -> None:
+    if key not in needed:
+        raise InputError(f"{file}: the tensor {key} does not belong to this architecture")
+    if tuple(shape) != tuple(needed[key]):
+        raise InputError(
+            f"{file}: {key} has shape {tuple(shape)}, config.json makes it {tuple(needed[key])}"
+        )
+
+
+def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The trained end token first, then whatever else the checkpoint stops at."""
+    stop: list[int | None] = [tokenizer.eos_id]
+    for name in ("config.json", "generation_config.json"):
+        file = folder / name
+        found = (
+            json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            if file.exists()
+            else None
+        )
+        stop += found if isinstance(found, list) else [found]
+    return tuple(dict.fromkeys(token for token in stop if token is not None))

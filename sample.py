@@ -1,0 +1,212 @@
+"""Ask a model, with or without an adapter.
+
+python sample.py --adapter runs/emails --prompt "Write an email to ..." -n 3
+python sample.py --adapter runs/emails --prompts prompts.jsonl --out answers.jsonl
+python sample.py --adapter runs/emails --chat
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
+from minialign.config import SampleOptions
+from minialign.errors import InputError
+
+if TYPE_CHECKING:
+    from minialign.data import Messages
+    from minialign.model import CausalLM
+    from minialign.tokenizer import Tokenizer
+
+HELP = (
+    "/adapter on|off: with or without the adapter   /reset: forget the conversation   /quit: leave"
+)
+
+
+def parse(arguments: list[str]) -> SampleOptions:
+    parser = OneLineParser("sample.py", description=__doc__.split("\n")[0], allow_abbrev=False)
+    add_flags(parser, SampleOptions, "options [default]", SampleOptions())
+    parser.add_argument("-n", dest="n", type=int, help="the same as --n", default=1)
+    return config_from_flags(SampleOptions(), vars(parser.parse_args(arguments)))
+
+
+def main() -> None:
+    options = parse(sys.argv[1:])
+    ways = [bool(options.prompt), bool(options.prompts), options.chat]
+    if sum(ways) != 1:
+        raise InputError('give one of --prompt "...", --prompts FILE.jsonl, --chat')
+    prompts = read_prompts(options)
+    model, tokenizer = load_with_adapter(options)
+    if options.chat:
+        chat(model, tokenizer, options)
+    elif options.out:
+        write_answers(model, tokenizer, prompts, options)
+    else:
+        for messages in prompts:
+            stream(model, tokenizer, messages, options)
+
+
+def read_prompts(options: SampleOptions) -> list[Messages]:
+    """Checked before the model loads."""
+    from minialign.data import load_prompts
+
+    if options.prompt:
+        return [[{"role": "user", "content": options.prompt}]]
+    if options.chat:
+        return []
+    if options.out and Path(options.out).exists() and not options.overwrite:
+        raise InputError(f"{options.out}: exists already: choose another --out or add --overwrite")
+    return load_prompts(options.prompts)
+
+
+def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
+    from minialign.job import DEFAULT_MODEL
+    from minialign.lora import load_adapter
+    from minialign.runs import adapter_folder, base_of
+    from minialign.weights import load
+
+    folder = adapter_folder(options.adapter) if options.adapter else None
+    name = options.model or (base_of(folder) if folder else DEFAULT_MODEL)
+    model, tokenizer = load(
+        name, revision=options.revision or None, dtype=options.dtype, device=options.device
+    )
+    if folder:
+        load_adapter(model, folder)
+    return model, tokenizer
+
+
+def generation(options: SampleOptions) -> dict[str, Any]:
+    return {
+        "max_new_tokens": options.max_new_tokens,
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "top_k": options.top_k,
+        "seed": options.seed,
+    }
+
+
+class Printer:
+    """Prints the samples one after the other while all are being written: always the first
+    unfinished one, live.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, n: int, stop_ids: tuple[int, ...]) -> None:
+        self.tokenizer, self.stop_ids = tokenizer, stop_ids
+        self.ids: list[list[int]] = [[] for _ in range(n)]
+        self.current, self.shown = -1, ""
+
+    def __call__(self, prompt: int, sample: int, token: int) -> None:
+        self.ids[sample].append(token)
+        if self.current < 0:
+            self._begin(0)
+        if sample == self.current:
+            self._print_new()
+
+    def _begin(self, sample: int) -> None:
+        self.current, self.shown = sample, ""
+        if len(self.ids) > 1:
+            print(f"--- {sample + 1} of {len(self.ids)} ---")
+        self._print_new()
+
+    def _print_new(self) -> None:
+        text = self.tokenizer.decode(self.ids[self.current])
+        if text.endswith("\ufffd"):  # half a character: wait for its other bytes
+            return
+        print(text[len(self.shown) :], end="", flush=True)
+        self.shown = text
+        if self.ids[self.current][-1:] and self.ids[self.current][-1] in self.stop_ids:
+            self.finish(self.current + 1)
+
+    def finish(self, following: int) -> None:
+        """Ends the current sample and shows what is there of the following ones."""
+        print("\n", flush=True)
+        if following < len(self.ids):
+            self._begin(following)
+        else:
+            self.current = len(self.ids)
+
+
+def stream(
+    model: CausalLM, tokenizer: Tokenizer, messages: Messages, options: SampleOptions
+) -> str:
+    """Prints n answers as they are written; returns the first."""
+    from minialign.sampler import generate
+
+    printer = Printer(tokenizer, options.n, model.stop_ids)
+    (group,) = generate(
+        model, tokenizer, [messages], n=options.n, on_token=printer, **generation(options)
+    )
+    while printer.current < options.n:  # answers that were cut off have no stop token
+        printer.finish(printer.current + 1)
+    return group[0].text
+
+
+def write_answers(
+    model: CausalLM, tokenizer: Tokenizer, prompts: list[Messages], options: SampleOptions
+) -> None:
+    """A line a completion, in the form of demonstrations; the file appears whole or not at all."""
+    from minialign.sampler import generate
+
+    groups = generate(model, tokenizer, prompts, n=options.n, **generation(options))
+    partial = Path(options.out + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "w", encoding="utf-8") as file:
+        for messages, group in zip(prompts, groups, strict=True):
+            for number, completion in enumerate(group):
+                single = len(messages) == 1
+                prompt = {"prompt": messages[0]["content"]} if single else {"context": messages}
+                line = {
+                    **prompt,
+                    "completion": completion.text,
+                    "sample": number,
+                    "finish_reason": completion.finish_reason,
+                    "logprob": completion.logprob,
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(partial, options.out)
+    print(f"{options.out}: {sum(map(len, groups))} answers to {len(prompts)} prompts")
+
+
+def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
+    """A conversation in the terminal."""
+    from minialign.lora import active_adapter, set_adapter
+
+    adapter = active_adapter(model)
+    messages: Messages = []
+    print(HELP)
+    while True:
+        try:
+            text = input("you> ").strip()
+        except EOFError:
+            print()
+            return
+        command = text.split()
+        if text == "/quit":
+            return
+        if text == "/reset":
+            messages = []
+        elif command[:1] == ["/adapter"] and command[1:] in (["on"], ["off"]):
+            if adapter is None:
+                print("there is no adapter: start with --adapter")
+                continue
+            set_adapter(model, adapter if command[1] == "on" else None)
+            print(f"adapter {command[1]}")
+        elif text.startswith("/"):
+            print(HELP)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            try:
+                messages.append(
+                    {"role": "assistant", "content": stream(model, tokenizer, messages, options)}
+                )
+            except InputError as error:  # the conversation has outgrown the context
+                print(f"{error}; /reset starts anew")
+                messages.pop()
+
+
+if __name__ == "__main__":
+    run_main("sample.py", main)
