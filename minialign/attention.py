@@ -140,8 +140,9 @@ class KVCache:
         device: torch.device,
     ) -> None:
         shape = (layers, rows, key_value_heads, length, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)  # (L, B, K, S, Hd)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # zeros, not empty: a masked position weighs 0, and 0 times a stray NaN would still be NaN
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, K, S, Hd)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths: list[int] = []
         self.capacity = rows
         self.window = window

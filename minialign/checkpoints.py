@@ -319,3 +319,10 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     from minialign.gguf_convert import convert_gguf
 
     convert_gguf(gguf_file, folder)
+
+
+if __name__ == "__main__":  # python -m minialign.checkpoints [NAME]: fetch a model beforehand
+    try:
+        print(find_checkpoint(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_ALIAS))
+    except InputError as problem:
+        sys.exit(f"minialign.checkpoints: {problem}")

@@ -17,7 +17,6 @@ Three things must be put right on the way, or the model computes nonsense withou
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +46,8 @@ CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # values of tokenizer.ggml.token_type
 def convert_gguf(gguf_file: Path, folder: Path) -> None:
     """Writes a checkpoint (config.json, model.safetensors, tokenizer files) to `folder`.
 
-    Weights become float32. Tensors are converted one at a time, so the memory needed is that of the
-    largest one. config.json is written last: no reader takes a folder without it for a checkpoint.
+    Weights become float32 and are held in memory at once. config.json is written last: no reader
+    takes a folder without it for a checkpoint.
 
     Raises:
         InputError: the `gguf` package is missing, the file cannot be read, or it holds something
@@ -191,30 +190,18 @@ def _check_complete(names: dict[str, Any], num_hidden_layers: int, gguf_file: Pa
 
 
 def _write_safetensors(names: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    """Writes the tensors one after another: a length, a JSON header, then the bytes.
+    from safetensors.numpy import save_file
 
-    safetensors' own `save_file` wants all tensors in memory at once; a stream needs only one.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in names.items():
-        start, end = end, end + 4 * int(tensor.n_elements)
-        shape = [int(size) for size in reversed(tensor.shape)]
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data starts on a multiple of 8 bytes
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name, tensor in names.items():
-            file.write(_float32(name, tensor, config).tobytes())
+    arrays = {name: _float32(name, tensor, config) for name, tensor in names.items()}
+    save_file(arrays, path, metadata={"format": "pt"})
 
 
 def _float32(name: str, tensor: Any, config: dict[str, Any]) -> Any:
-    """The dequantized tensor as little-endian float32 with its rows in the Hugging Face order."""
+    """The dequantized tensor as float32 with its rows in the Hugging Face order."""
     from gguf import dequantize
 
     try:
-        array = dequantize(tensor.data, tensor.tensor_type).astype("<f4", copy=False)
+        array = dequantize(tensor.data, tensor.tensor_type).astype("float32", copy=False)
     except NotImplementedError as error:
         kind = tensor.tensor_type.name
         raise InputError(
@@ -231,7 +218,7 @@ def _unpermute(array: Any, heads: int) -> Any:
     """Within each head, the rows 0 1 2 3 ... (pairs side by side) become 0 2 ... 1 3 ..."""
     rows, columns = array.shape
     pairs = array.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)
+    return pairs.swapaxes(1, 2).reshape(rows, columns)  # a copy, contiguous as safetensors needs it
 
 
 # --- tokenizer ----------------------------------------------------------------------------------

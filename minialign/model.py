@@ -25,6 +25,12 @@ from minialign.attention import Attend, PackedAttention, Segment
 from minialign.errors import InputError
 
 ROPE_TYPES = ("default", "llama3")
+LLAMA3_FIELDS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class ModelConfig:
             raise InputError(
                 f"config.json: rope type {rope_type!r} is not supported ({', '.join(ROPE_TYPES)})"
             )
+        for key in LLAMA3_FIELDS if rope_type == "llama3" else ():
+            if key not in rope:
+                raise InputError(f"config.json: the rope settings of llama3 lack {key}")
         try:
             heads = raw["num_attention_heads"]
             return cls(

@@ -135,9 +135,7 @@ def _write(
             logits = joined if logits is None else torch.cat((logits, joined))
         assert logits is not None
         ids = _draw(logits, live, config)
-        for row in reversed(
-            range(len(live))
-        ):  # from the end: a removed row is replaced by the last
+        for row in reversed(range(len(live))):  # a removed row is replaced by the last one
             if on_token:
                 on_token(live[row].prompt, live[row].sample, ids[row])
             if live[row].finished(model.stop_ids):
