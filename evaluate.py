@@ -48,8 +48,9 @@ def main() -> None:
 
 
 def held_out_texts(record: dict[str, Any], options: EvaluateOptions) -> list[Demonstration]:
-    """Checked before the model loads. Raises InputError where nothing is held out, or what was
-    trained on is.
+    """Checked before the model loads.
+
+    Raises InputError where nothing is held out, or what was trained on is.
     """
     from minialign.data import held_out_split, load_demonstrations, training_split
     from minialign.job import check_held_out

@@ -90,8 +90,9 @@ def generation(options: SampleOptions) -> dict[str, Any]:
 
 
 class Printer:
-    """Prints the samples one after the other while all are being written: always the first
-    unfinished one, live.
+    """Prints the samples one after the other while all are being written.
+
+    Always the first unfinished one, live.
     """
 
     def __init__(self, tokenizer: Tokenizer, n: int, stop_ids: tuple[int, ...]) -> None:

@@ -90,9 +90,7 @@ def open_run(job: Job) -> Run:
 
 
 def answer(model: CausalLM, job: Job) -> str:
-    """What the model says to the preview prompt; a little below temperature 1, as a person would
-    ask.
-    """
+    """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
     from minialign.sampler import generate
 
     room = job.longest + job.longest // 2

@@ -174,8 +174,9 @@ class KVCache:
         self.lengths.pop()
 
     def step(self) -> tuple[Tensor, Attend]:
-        """Makes room for one more token in every live row: its positions (B,), and the layout to
-        attend with.
+        """Makes room for one more token in every live row.
+
+        Returns the tokens' positions (B,) and the layout to attend with.
         """
         positions = torch.tensor(self.lengths, device=self._positions.device)
         self.lengths = [length + 1 for length in self.lengths]

@@ -47,8 +47,9 @@ def flags_of(config_class: type, prefix: str = "", path: tuple[str, ...] = ()) -
 def add_flags(
     parser: argparse.ArgumentParser, config_class: type, title: str, default: Any = None
 ) -> None:
-    """One argument a knob; those not given are absent from the namespace. `default` only informs
-    the help text.
+    """One argument a knob; those not given are absent from the namespace.
+
+    `default` only informs the help text.
     """
     group = parser.add_argument_group(title)
     for flag in flags_of(config_class):
@@ -67,8 +68,9 @@ def add_flags(
 
 
 def config_from_flags(base: T, given: dict[str, Any]) -> T:
-    """`base` with the given flags (by name, texts or values) put in. Raises InputError for an
-    unknown or wrong one.
+    """`base` with the given flags (by name, texts or values) put in.
+
+    Raises InputError for an unknown flag, or a value that the config refuses.
     """
     flags = {flag.name: flag for flag in flags_of(type(base))}
     changes: dict[tuple[str, ...], dict[str, Any]] = {}

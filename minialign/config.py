@@ -52,9 +52,7 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """The supervised warm start. It is stopped early: a model that knows the texts by heart leaves
-    DPO nothing.
-    """
+    """The supervised warm start, stopped early: DPO needs texts that are not known by heart yet."""
 
     max_steps: int = knob(30, "SFT steps at most (DITTO code 30)")
     batch_size: int = knob(4, "demonstrations a step (DITTO 4)")
@@ -76,9 +74,7 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How completions are drawn. DITTO samples from the policy as it is: temperature 1, nothing cut
-    off.
-    """
+    """How completions are drawn: DITTO's from the policy as it is, temperature 1, no cut-off."""
 
     max_new_tokens: int = knob(
         1024, "tokens a completion at most; 0: 1.25 x the longest demonstration (DITTO code 1024)"
@@ -105,8 +101,9 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class DittoConfig:
-    """DITTO (Shaikh et al. 2024, arXiv 2406.00888, Algorithm 1 and Table 5); its SFT part alone is
-    `--method sft`.
+    """DITTO (Shaikh et al. 2024, arXiv 2406.00888, Algorithm 1 and Table 5).
+
+    `--method sft` uses the part that concerns it.
     """
 
     lora: LoRAConfig = knob(LoRAConfig, "")

@@ -26,8 +26,9 @@ COMPLETION_KEYS = ("completion", "output", "response")
 
 @dataclass(frozen=True)
 class Sequence:
-    """Token ids are the truth: a prompt (not empty) and a completion, encoded as separate segments
-    and never joined as text. Only the completion's ids are scored.
+    """Token ids are the truth: a prompt (not empty) and a completion, encoded as separate segments.
+
+    They are never joined as text, and only the completion's ids are scored.
     """
 
     prompt_ids: tuple[int, ...]
@@ -47,9 +48,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """One example of how a person writes. Identified by its line: two demonstrations may share a
-    prompt.
-    """
+    """One example of how a person writes, known by its line: two may share a prompt."""
 
     messages: Messages  # what the completion answers
     completion: str
@@ -82,9 +81,7 @@ def training_split(demonstrations: Iterable[Demonstration]) -> list[Demonstratio
 
 
 def held_out_split(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:
-    """The lines to judge by: `test` lines if there are any, otherwise every line that is not for
-    training.
-    """
+    """The lines to judge by: `test` lines if there are any, otherwise all that are not `train`."""
     others = [d for d in demonstrations if d.split not in (None, "train")]
     return [d for d in others if d.split == "test"] or others
 

@@ -40,8 +40,7 @@ def linear_logps(
 
 
 class _LinearLogps(torch.autograd.Function):
-    """The gradient with respect to a hidden state does not depend on the loss, except for one
-    factor per token:
+    """A token's gradient does not depend on the loss, except for one factor per token:
 
         d logp_n / d h_n = weight[t_n] - softmax(z_n) weight
 
@@ -90,8 +89,9 @@ class _LinearLogps(torch.autograd.Function):
 def _logit_slope(
     hidden: Tensor, weight: Tensor, targets: Tensor, logps: Tensor, grad: Tensor
 ) -> Tensor:
-    """d (grad . logps) / d logits = grad (onehot - softmax), (chunk, V); logsumexp is recovered as
-    z[t] - logp.
+    """d (grad . logps) / d logits = grad (onehot - softmax), (chunk, V).
+
+    logsumexp, which was not kept, is z[t] - logp.
     """
     logits = _logits(hidden, weight)
     total = logits.gather(1, targets[:, None]) - logps[:, None]
@@ -101,9 +101,7 @@ def _logit_slope(
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight.T in float32 or better: half types are multiplied as such and rounded once,
-    to float32.
-    """
+    """hidden @ weight.T in float32 or better."""
     if hidden.dtype in (torch.float32, torch.float64):
         return hidden @ weight.T
     if hidden.is_cuda:

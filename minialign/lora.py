@@ -53,8 +53,9 @@ PEFT_PREFIX = "base_model.model."
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer with named low-rank adapters. `weight` keeps its name, so base
-    checkpoints still fit.
+    """A frozen linear layer with named low-rank adapters.
+
+    `weight` keeps its name, so base checkpoints still fit.
     """
 
     def __init__(self, base: nn.Linear) -> None:
@@ -94,8 +95,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> int:
-        """Adds the active adapter to the weight; returns how many numbers changed after rounding to
-        the base's type.
+        """Adds the active adapter to the weight.
+
+        Returns how many numbers changed after rounding to the base's type.
         """
         if self.active is None or self._unmerged is not None:
             return 0
@@ -122,8 +124,9 @@ def apply_lora(
     name: str = "default",
     generator: torch.Generator | None = None,
 ) -> None:
-    """Gives every linear layer called `config.target_modules` an adapter `name`, active and alone
-    trainable. In place.
+    """Gives every linear layer called `config.target_modules` an adapter `name`. In place.
+
+    The adapter is active, and alone trainable.
 
     Raises InputError where a target is not there, or is the head: the fused losses read the head's
     weight itself and would not see its adapter.
@@ -176,8 +179,9 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
 
 @contextmanager
 def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Within the context the model *is* the reference: adapter `name` (None: the base), no
-    gradients, no dropout.
+    """Within the context the model *is* the reference: adapter `name`, or the base for None.
+
+    No gradients, no dropout; the state before comes back whatever happens.
     """
     before, training = active_adapter(model), model.training
     set_adapter(model, name)
@@ -191,8 +195,9 @@ def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
-    """Starts adapter `target` as an exact copy of `source`, which is frozen; the copy is active and
-    alone trainable.
+    """Starts adapter `target` as an exact copy of `source`, which is frozen from now on.
+
+    The copy is active, and alone trainable.
     """
     for layer in lora_layers(model).values():
         if source in layer.configs:
@@ -223,9 +228,7 @@ def unmerge_adapter(model: nn.Module) -> None:
 
 @contextmanager
 def merged_adapter(model: nn.Module) -> Iterator[None]:
-    """Within the context the active adapter costs nothing (for sampling); the weights come back bit
-    for bit.
-    """
+    """Within the context the active adapter costs nothing; the weights come back bit for bit."""
     merge_adapter(model)
     try:
         yield
@@ -237,8 +240,9 @@ def merged_adapter(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's keys
-    (`base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`).
+    """An adapter's tensors under PEFT's keys.
+
+    For example `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
     """
     state = {}
     for path, layer in lora_layers(model).items():
@@ -253,8 +257,9 @@ def adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> None:
-    """Copies tensors under PEFT's keys into adapter `name`, strictly; `source` names them in
-    errors.
+    """Copies tensors under PEFT's keys into adapter `name`, strictly.
+
+    Raises InputError, in which `source` names them, for a missing, extra or misshapen one.
     """
     own = adapter_state(model, name)
     for key in sorted(own.keys() ^ state.keys()):
@@ -275,9 +280,7 @@ def load_adapter_state(model: nn.Module, name: str, state: dict[str, Tensor], so
 
 
 def adapter_hash(model: nn.Module, name: str | None) -> str:
-    """Names an adapter by its content, so that reference scores made with another one are
-    recognised as stale.
-    """
+    """Names an adapter by its content, so that stale reference scores are recognised."""
     digest = hashlib.sha256()
     for key, tensor in sorted(adapter_state(model, name).items() if name else []):
         digest.update(key.encode() + tensor.numpy().tobytes())
@@ -291,9 +294,7 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> None:
-    """Writes an adapter (by default the active one) as PEFT would; transformers, vLLM and
-    llama.cpp's tools read it.
-    """
+    """Writes an adapter (by default the active one) as PEFT would."""
     name = name or active_adapter(model)
     if name is None:
         raise InputError("there is no active adapter to save")

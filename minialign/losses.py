@@ -71,8 +71,9 @@ def spin_loss(
     *,
     beta: float,
 ) -> PreferenceLoss:
-    """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, equation 4.7), with the logistic
-    loss and lambda = beta.
+    """Self-play fine-tuning (Chen et al. 2024, arXiv 2401.01335, equation 4.7).
+
+    With the logistic loss and lambda = beta.
 
     DPO's mathematics with other roles: the human text is chosen over the text that the *opponent*,
     the policy of the round before, wrote itself, and that opponent is also the reference. DITTO

@@ -120,8 +120,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """The angle per position of each pair of channels, (Hd/2,): theta^(-2i/Hd), slowed down as
-    Llama 3 does if asked.
+    """The angle per position of each pair of channels, (Hd/2,): theta^(-2i/Hd).
 
     Llama 3.1 divides slow frequencies (wavelength above original/low_freq_factor) by `factor`,
     leaves fast ones (wavelength below original/high_freq_factor) alone, and blends in between.
@@ -140,16 +139,18 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, rotate-half layout (arXiv 2104.09864): (N, heads, Hd) with cos and
-    sin (N, 1, Hd).
+    """Rotary position embedding, rotate-half layout (arXiv 2104.09864).
+
+    x is (N, heads, Hd), cos and sin are (N, 1, Hd).
     """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share K key-value heads; who sees whom is the layout's
-    business.
+    """Grouped-query attention: H query heads share K key-value heads.
+
+    Who sees whom is the layout's business.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -222,8 +223,9 @@ class Transformer(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """The transformer and its head. `name` and `stop_ids` travel along for messages and for the
-    sampler.
+    """The transformer and its head.
+
+    `name` and `stop_ids` travel along, for messages and for the sampler.
     """
 
     def __init__(self, config: ModelConfig, name: str = "") -> None:
@@ -249,9 +251,7 @@ class CausalLM(nn.Module):
         return self.model(ids, positions, attend)
 
     def logits(self, ids: Tensor) -> Tensor:
-        """The plain, unfused forward pass, for readers and parity tests: (B, T) -> (B, T, V) in
-        float32.
-        """
+        """The plain forward pass, for readers and parity tests: (B, T) -> (B, T, V), float32."""
         rows, length = ids.shape
         segments = [Segment(row * length, (row + 1) * length) for row in range(rows)]
         attend = PackedAttention(segments, self.config.sliding_window, ids.device)

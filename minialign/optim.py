@@ -50,8 +50,9 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
 
     def step(self, index: int) -> dict[str, float]:
-        """Takes step `index` with the gradients that are there, and clears them. Returns lr and
-        grad_norm.
+        """Takes step `index` with the gradients that are there, and clears them.
+
+        Returns lr and grad_norm.
         """
         rate = self.peak * self.schedule(index, self.total, self.warmup)
         for group in self.adamw.param_groups:
@@ -66,9 +67,7 @@ class Optimizer:
         return {"lr": rate, "grad_norm": norm}
 
     def state(self) -> dict[str, Tensor]:
-        """First and second moments and step counts, by the parameter's place; empty before the
-        first step.
-        """
+        """Moments and step counts, by the parameter's place; empty before the first step."""
         return {
             f"{index}.{key}": value.detach().cpu()
             for index, parameter in enumerate(self.parameters)

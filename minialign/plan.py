@@ -91,8 +91,10 @@ def _sampling_speed(model: CausalLM, sequence: Sequence, rows: int) -> float:
 
 
 def memory_bytes(model: CausalLM, job: Job) -> int:
-    """Weights, adapters with gradients and moments, one micro-batch of activations or one cache,
-    one chunk of logits.
+    """What is held at the same time, at most.
+
+    Weights; adapters (policy and reference, gradient, two moments); one micro-batch of activations
+    or one cache, whichever is larger; a chunk of logits and its softmax.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     adapters = (

@@ -90,8 +90,9 @@ class Run:
     def create(
         cls, folder: str | Path, config: dict[str, Any], *, overwrite: bool = False, **options: Any
     ) -> Run:
-        """A new run; `config` is written to config.json. Raises InputError if the folder holds
-        something else.
+        """A new run; `config` is written to config.json.
+
+        Raises InputError if the folder holds something else.
         """
         run = cls(folder, **options)
         check_free(run.folder, overwrite)
@@ -106,8 +107,9 @@ class Run:
 
     @classmethod
     def resume(cls, folder: str | Path, **options: Any) -> Run:
-        """Goes on with an interrupted run. Raises InputError if there is no whole state to go on
-        from.
+        """Goes on with an interrupted run.
+
+        Raises InputError if there is no whole state to go on from.
         """
         run = cls(folder, **options)
         run._resumed = _State.read(run.folder / "state" / "state.safetensors")
@@ -137,9 +139,7 @@ class Run:
         pool: ComparisonPool | None = None,
         reference: ReferenceScores | None = None,
     ) -> Iterator[int]:
-        """Counts steps with a progress bar; saves the state now and then, and when the person asks
-        to stop.
-        """
+        """Counts steps with a bar; saves now and then, and when the person asks to stop."""
         self._bar = _bar(total=total, initial=first, desc=stage.upper(), unit="step")
         try:
             for step in range(first, total):
@@ -158,9 +158,7 @@ class Run:
     def sampling_progress(
         self, round_number: int, completions: int
     ) -> Callable[[int, int, int], None]:
-        """A sampler callback that shows a bar of written tokens, and stops at once when the person
-        asks to.
-        """
+        """A sampler callback: a bar of written tokens, and an end when the person asks to stop."""
         bar = _bar(
             desc=f"  round {round_number}: writing {completions} answers", unit="token", leave=False
         )
@@ -210,8 +208,9 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def write_samples(self, pool: ComparisonPool, reference: ReferenceScores) -> None:
-        """samples.jsonl anew, as a whole. `reference_logp` is null while a sample has not stood in
-        a comparison.
+        """samples.jsonl anew, as a whole.
+
+        `reference_logp` is null while a sample has not stood in a comparison.
         """
         lines = []
         for sample in pool.samples:
@@ -242,9 +241,7 @@ class Run:
 
     @contextmanager
     def catch_interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C lets the current step end, saves, and raises Interrupted; a second one
-        stops at once.
-        """
+        """The first Ctrl-C ends the step, saves and raises Interrupted; a second one stops."""
 
         def ask_to_stop(signum: int, frame: object) -> None:
             self.interrupted = True
@@ -315,9 +312,7 @@ class Run:
         pool: ComparisonPool | None = None,
         reference: ReferenceScores | None = None,
     ) -> int | None:
-        """The step at which `stage` begins, with everything put back; None: the stage is over
-        already.
-        """
+        """The step at which `stage` begins, everything put back; None if it is over."""
         state = self._resumed
         if state is None:
             return 0

@@ -24,8 +24,9 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
 
 
 def adapter_folder(path: str) -> Path:
-    """The adapter that a person means: a run's result, or the folder itself. Raises InputError if
-    there is none.
+    """The adapter that a person means: a run's result, or the folder itself.
+
+    Raises InputError if there is none.
     """
     folder = Path(path)
     for candidate in (folder / "adapter", folder):

@@ -152,9 +152,7 @@ def _write(
 
 
 def _uniforms(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
-    """One number in [0, 1) per token, from a counter-based stream that belongs to this sample
-    alone.
-    """
+    """One number in [0, 1) per token, from a counter-based stream of this sample's own."""
     key = np.array([seed, (prompt << 32) | sample], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
@@ -183,8 +181,9 @@ def _join(
     live: list[_Row],
     cache: KVCache,
 ) -> Tensor | None:
-    """Fills free rows from the queue. Every prompt among them is read once; returns the logits (new
-    rows, V).
+    """Fills free rows from the queue, reading every prompt among them once.
+
+    Returns the logits (new rows, V) to draw their first tokens from.
     """
     joining = [queue.popleft() for _ in range(min(len(queue), cache.capacity - len(cache)))]
     if not joining:
@@ -227,8 +226,9 @@ def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]
 
 
 def draw_tokens(logps: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
-    """Inverse transform sampling: the first token whose cumulative probability exceeds u.  (B, V),
-    (B,) -> (B,).
+    """Inverse transform sampling: the first token whose cumulative probability exceeds u.
+
+    Log-probabilities (B, V) and uniforms (B,) -> token ids (B,).
 
     Temperature first, then top-k, then top-p, as transformers does. Temperature 0 is argmax.
     """
@@ -250,9 +250,7 @@ def draw_tokens(logps: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tens
 
 
 def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:
-    """Keeps the fewest likeliest tokens whose probabilities reach `top_p`; the likeliest always
-    stays.
-    """
+    """Keeps the fewest likeliest tokens that reach `top_p` together; the likeliest always stays."""
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(-1)
     dropped = probabilities.cumsum(-1) - probabilities >= top_p

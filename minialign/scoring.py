@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 
 def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
-    """log pi(completion | prompt), summed over the completion's tokens: a differentiable
-    (len(sequences),) float32.
+    """log pi(completion | prompt), summed over the completion's tokens.
+
+    A differentiable (len(sequences),) in float32.
 
     Equal to gathering `log_softmax(model.logits(...))` sequence by sequence. An empty completion
     scores 0.
@@ -109,8 +110,9 @@ def by_prompt(
 def micro_batches(
     items: SequenceABC[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
 ) -> Iterator[list[T]]:
-    """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens (a larger group
-    stands alone).
+    """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens.
+
+    A larger group stands alone.
 
     All sequences of an item share one prompt. The losses of the parts add up to the loss of the
     step, so the gradient does not depend on `max_tokens`; memory does.
@@ -129,8 +131,7 @@ def micro_batches(
 
 
 class ReferenceScores:
-    """Scores under a frozen reference policy (adapter `name`; None: the base), each sequence once
-    in its life.
+    """Scores under a frozen reference policy (adapter `name`, or the base for None).
 
     Sequences not seen before are scored together, in the same layout as the policy scores them:
     where the policy *is* the reference (DITTO's first step), the two agree to the last bit and the
@@ -155,9 +156,7 @@ class ReferenceScores:
         return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
 
     def _parameter_versions(self) -> list[tuple[int, int]]:
-        """Changes whenever an adapter tensor was written to: cheap to look at, so it is looked at
-        on every call.
-        """
+        """Changes whenever an adapter tensor is written to, and is cheap enough for every call."""
         tensors = adapter_parameters(self.model, self.name) if self.name else []
         return [(id(tensor), tensor._version) for tensor in tensors]
 

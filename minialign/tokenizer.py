@@ -86,8 +86,9 @@ class Tokenizer:
         )
 
     def render(self, messages: Messages) -> str:
-        """The prompt as text, up to the point where the assistant begins. Raises InputError if the
-        template refuses.
+        """The prompt as text, up to the point where the assistant begins.
+
+        Raises InputError if the template refuses.
         """
         if self.template is None:
             return "\n\n".join(message["content"] for message in messages).rstrip(" ")
@@ -115,9 +116,7 @@ class Tokenizer:
         return text.rstrip(" ")
 
     def encode_prompt(self, messages_or_text: Messages | str) -> list[int]:
-        """Token ids up to the point where the assistant begins; a text is taken as one message of
-        the user.
-        """
+        """Token ids up to where the assistant begins; a text is one message of the user."""
         messages = messages_or_text
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
@@ -133,8 +132,9 @@ class Tokenizer:
         return ids
 
     def encode_completion(self, text: str) -> list[int]:
-        """Token ids ending in EOS. Control tokens written out in the text are text: nobody ends a
-        turn by quoting.
+        """Token ids ending in EOS.
+
+        Control tokens written out in the text are text: nobody ends a turn by quoting.
         """
         self.backend.encode_special_tokens = True
         return [*self.backend.encode(text, add_special_tokens=False).ids, self.eos_id]

@@ -76,8 +76,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    """The model of an HF-layout folder (config.json and safetensors, one file or shards with an
-    index).
+    """The model of an HF-layout folder: config.json, and safetensors in one file or in shards.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
     shape, a damaged file.

@@ -85,9 +85,7 @@ class ComparisonPool:
         ]
 
     def _deal(self, kind: Kind, count: int, rng: random.Random) -> list[Comparison]:
-        """Demonstrations take turns in random order, each dealing from its shuffled candidates,
-        until all are used.
-        """
+        """Demonstrations take turns in random order, dealing from their shuffled candidates."""
         order = rng.sample(range(len(self.demonstrations)), len(self.demonstrations))
         decks = {index: None for index in order}
         dealt: list[Comparison] = []
@@ -104,9 +102,7 @@ class ComparisonPool:
         return dealt[:count]
 
     def _candidates(self, kind: Kind, index: int) -> list[Comparison]:
-        """Every comparison of a kind that one demonstration offers. Equal texts teach nothing and
-        are left out.
-        """
+        """Every comparison of a kind that one demonstration offers, but of equal texts."""
         demonstration = self.demonstrations[index]
         rounds = [[sample.sequence for sample in groups[index]] for groups in self.rounds]
         if kind == "expert":
@@ -135,8 +131,9 @@ class ComparisonPool:
 
 
 def shares(count: int, fractions: SequenceABC[float]) -> list[int]:
-    """Whole numbers in the proportions of `fractions` that add up to `count`: the largest
-    remainders are rounded up.
+    """Whole numbers in the proportions of `fractions` that add up to `count`.
+
+    The largest remainders are rounded up.
 
     24 at (.7, .2, .1) is (17, 5, 2); the fractions must add up to 1.
     """

@@ -174,9 +174,7 @@ def _held_out_metrics(
     config: DittoConfig,
     run: Run,
 ) -> dict[str, float]:
-    """Training pairs are soon told apart by heart; texts that were not trained on show what was
-    learned.
-    """
+    """Training pairs are soon told apart by heart; unseen texts show what was learned."""
     if not held_out:
         return {}
     tokens = sum(len(sequence.completion_ids) for sequence in held_out)

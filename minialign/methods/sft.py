@@ -30,8 +30,7 @@ def train_sft(
     run: Run,
     held_out: SequenceABC[Sequence] = (),
 ) -> None:
-    """Minimises the demonstrations' loss per token, until it falls below `stop_loss` or the steps
-    are used up.
+    """Minimises the demonstrations' loss per token, until `stop_loss` or `max_steps` is reached.
 
     Trains the model's active adapter, in place. The held-out loss is logged once, at the end.
     """
@@ -72,8 +71,9 @@ def train_sft(
 
 
 def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:
-    """The batch of a step: each epoch is a shuffle of its own, dealt in order. A function of (seed,
-    step) alone.
+    """The batch of a step: each epoch is a shuffle of its own, dealt in order.
+
+    A function of (seed, step) alone.
     """
     size = min(size, len(items))
     places = range(step * size, (step + 1) * size)
