@@ -121,21 +121,23 @@ def table(
 ) -> str:
     tokens = sum(len(sequence.completion_ids) for sequence in sequences)
     first = next(iter(results.values()))
-    rows = {
-        "nats per token (lower is better)": [f"{r.nats_per_token:.3f}" for r in results.values()]
-    }
+    columns = list(results.values())
+    rows = [("nats per token (lower is better)", [f"{c.nats_per_token:.3f}" for c in columns])]
     for rival in first.margins:
-        rows[f"reward margin over {rival}'s answers"] = [
-            f"{r.margins[rival]:+.2f}" for r in results.values()
+        rows += [
+            (
+                f"reward margin over {rival}'s answers",
+                [f"{c.margins[rival]:+.2f}" for c in columns],
+            ),
+            ("  ... positive in", [f"{c.wins[rival]:.0%}" for c in columns]),
         ]
-        rows["  ... positive in"] = [f"{r.wins[rival]:.0%}" for r in results.values()]
-    rows["answers that end by themselves"] = [f"{r.stops:.0%}" for r in results.values()]
-    rows["tokens an answer"] = [f"{r.mean_tokens:.0f}" for r in results.values()]
+    rows += [
+        ("answers that end by themselves", [f"{c.stops:.0%}" for c in columns]),
+        ("tokens an answer", [f"{c.mean_tokens:.0f}" for c in columns]),
+    ]
     lines = [f"{len(held_out)} held-out demonstrations, {tokens} tokens", ""]
     lines.append(f"{'':36}" + "".join(f"{name:>10}" for name in results))
-    lines += [
-        f"{name:36}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows.items()
-    ]
+    lines += [f"{name:36}" + "".join(f"{cell:>10}" for cell in cells) for name, cells in rows]
     return "\n".join(lines)
 
 

@@ -39,6 +39,8 @@ def main() -> None:
     ways = [bool(options.prompt), bool(options.prompts), options.chat]
     if sum(ways) != 1:
         raise InputError('give one of --prompt "...", --prompts FILE.jsonl, --chat')
+    if options.out and not options.prompts:
+        raise InputError("--out writes the answers to a file of prompts: give --prompts FILE.jsonl")
     prompts = read_prompts(options)
     model, tokenizer = load_with_adapter(options)
     if options.chat:
@@ -58,9 +60,20 @@ def read_prompts(options: SampleOptions) -> list[Messages]:
         return [[{"role": "user", "content": options.prompt}]]
     if options.chat:
         return []
-    if options.out and Path(options.out).exists() and not options.overwrite:
-        raise InputError(f"{options.out}: exists already: choose another --out or add --overwrite")
+    if options.out:
+        check_out(Path(options.out), options.overwrite)
     return load_prompts(options.prompts)
+
+
+def check_out(file: Path, overwrite: bool) -> None:
+    """Raises InputError unless the answers may be written to `file`. Changes nothing."""
+    if file.is_dir():
+        raise InputError(f"{file}: is a folder: choose another --out")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file}: exists already: choose another --out or add --overwrite")
+    existing = next(path for path in file.absolute().parents if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing}: is a file: choose another --out")
 
 
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
@@ -90,45 +103,43 @@ def generation(options: SampleOptions) -> dict[str, Any]:
 
 
 class Printer:
-    """Prints the samples one after the other while all are being written.
-
-    Always the first unfinished one, live.
+    """Prints the samples one after the other while all are being written: always the first
+    unfinished one, live.
     """
 
     def __init__(self, tokenizer: Tokenizer, n: int, stop_ids: tuple[int, ...]) -> None:
         self.tokenizer, self.stop_ids = tokenizer, stop_ids
         self.ids: list[list[int]] = [[] for _ in range(n)]
-        self.current, self.shown = -1, ""
+        self.current = 0
+        self.shown: str | None = None  # of the current sample; None before its title
 
     def __call__(self, prompt: int, sample: int, token: int) -> None:
         self.ids[sample].append(token)
-        if self.current < 0:
-            self._begin(0)
-        if sample == self.current:
-            self._print_new()
+        while self.current < len(self.ids) and self.ids[self.current]:
+            ended = self.ids[self.current][-1] in self.stop_ids
+            self._print_new(ended)
+            if not ended:
+                return
 
-    def _begin(self, sample: int) -> None:
-        self.current, self.shown = sample, ""
-        if len(self.ids) > 1:
-            print(f"--- {sample + 1} of {len(self.ids)} ---")
-        self._print_new()
+    def finish(self) -> None:
+        """Everything is written: prints what is left. A sample that was cut off has no stop token
+        to tell its end.
+        """
+        while self.current < len(self.ids):
+            self._print_new(True)
 
-    def _print_new(self) -> None:
+    def _print_new(self, ended: bool) -> None:
+        if self.shown is None:
+            self.shown = ""
+            if len(self.ids) > 1:
+                print(f"--- {self.current + 1} of {len(self.ids)} ---")
         text = self.tokenizer.decode(self.ids[self.current])
-        if text.endswith("\ufffd"):  # half a character: wait for its other bytes
-            return
-        print(text[len(self.shown) :], end="", flush=True)
+        if not ended:
+            text = text.rstrip("\ufffd")  # half a character waits for its other bytes
+        print(text[len(self.shown) :], end="\n\n" if ended else "", flush=True)
         self.shown = text
-        if self.ids[self.current][-1:] and self.ids[self.current][-1] in self.stop_ids:
-            self.finish(self.current + 1)
-
-    def finish(self, following: int) -> None:
-        """Ends the current sample and shows what is there of the following ones."""
-        print("\n", flush=True)
-        if following < len(self.ids):
-            self._begin(following)
-        else:
-            self.current = len(self.ids)
+        if ended:
+            self.current, self.shown = self.current + 1, None
 
 
 def stream(
@@ -141,8 +152,7 @@ def stream(
     (group,) = generate(
         model, tokenizer, [messages], n=options.n, on_token=printer, **generation(options)
     )
-    while printer.current < options.n:  # answers that were cut off have no stop token
-        printer.finish(printer.current + 1)
+    printer.finish()
     return group[0].text
 
 

@@ -5,6 +5,7 @@ python train.py --method ditto --demos emails.jsonl
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ def main() -> None:
 def train(job: Job) -> None:
     import torch
 
-    from minialign.lora import apply_lora, save_adapter
+    from minialign.lora import active_adapter, apply_lora, save_adapter
     from minialign.methods.ditto import ADAPTER as DITTO
     from minialign.methods.ditto import train_ditto
     from minialign.methods.sft import ADAPTER as SFT
@@ -55,9 +56,9 @@ def train(job: Job) -> None:
     from minialign.weights import load_for
 
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
-    before = answer(model, job)
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
     print(describe(model, job, Speed.measured(model, job)), flush=True)
+    before = answer(model, job, None)
     run = open_run(job)
     began = time.perf_counter()
     try:
@@ -65,7 +66,8 @@ def train(job: Job) -> None:
             method = {"sft": train_sft, "ditto": train_ditto}[job.options.method]
             method(model, job.train, job.config, run, job.held_out)
     except Interrupted:
-        print(f"saved; go on with: python train.py --resume {job.out}", file=sys.stderr)
+        again = f"python train.py --resume {shlex.quote(str(job.out))}"
+        print(f"saved; go on with: {again}", file=sys.stderr)
         sys.exit(130)
     if job.options.method == "ditto":
         save_adapter(model, job.out / "adapter-sft", SFT)
@@ -73,7 +75,7 @@ def train(job: Job) -> None:
     run.finish()
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {time.perf_counter() - began:.0f} s ({spent})\n")
-    show(job, before, answer(model, job))
+    show(job, before, answer(model, job, active_adapter(model)))
 
 
 def open_run(job: Job) -> Run:
@@ -89,28 +91,31 @@ def open_run(job: Job) -> Run:
     return run
 
 
-def answer(model: CausalLM, job: Job) -> str:
+def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
     """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
+    from minialign.lora import reference_policy
     from minialign.sampler import generate
 
     room = job.longest + job.longest // 2
-    (group,) = generate(
-        model,
-        job.tokenizer,
-        [job.prompt],
-        max_new_tokens=room,
-        temperature=0.7,
-        seed=job.options.seed,
-    )
+    with reference_policy(model, adapter):
+        (group,) = generate(
+            model,
+            job.tokenizer,
+            [job.prompt],
+            max_new_tokens=room,
+            temperature=0.7,
+            seed=job.options.seed,
+        )
     return group[0].text
 
 
 def show(job: Job, before: str, after: str) -> None:
     for title, text in (("prompt", job.prompt), ("before", before), ("after", after)):
         print(f"--- {title} ---\n{text}\n")
-    print(f'next: python sample.py --adapter {job.out} --prompt "{job.prompt}" -n 3')
+    out, prompt = shlex.quote(str(job.out)), shlex.quote(job.prompt)
+    print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
     if job.held_out:
-        print(f"      python evaluate.py {job.out}")
+        print(f"      python evaluate.py {out}")
 
 
 if __name__ == "__main__":

@@ -81,18 +81,16 @@ def win_rate(ours: list[float], theirs: list[float]) -> float:
 
 
 class Author:
-    """One person's texts, cut to `words`, and everybody else's."""
+    """One person's texts, and everybody else's."""
 
-    def __init__(self, demos: Path, test: Path | None, others: list[Path], words: int) -> None:
+    def __init__(self, demos: Path, test: Path | None, others: list[Path]) -> None:
         everything = load_demonstrations(demos)
         self.name = demos.stem
         self.train = training_split(everything)
         self.held_out = load_demonstrations(test) if test else held_out_split(everything)
         foreign = [d for path in others if path != demos for d in load_demonstrations(path)]
-        self.foreign = [cut(d.completion, words) for d in training_split(foreign)]
-        self.foreign_held_out = [
-            cut(d.completion, words) for d in held_out_split(foreign)
-        ] or self.foreign
+        self.foreign = [d.completion for d in training_split(foreign)]
+        self.foreign_held_out = [d.completion for d in held_out_split(foreign)] or self.foreign
 
 
 def cut(text: str, words: int) -> str:
@@ -122,15 +120,15 @@ def measure(
         return [completion for group in groups for completion in group]
 
     base = answers(1.0)
-    words = round(longest * 0.7)
+    words = round(longest * 0.7)  # all texts are judged at about the same length
     scorer = StyleScorer(
         [cut(d.completion, words) for d in author.train],
-        author.foreign + [cut(c.text, words) for c in base],
+        [cut(text, words) for text in author.foreign + [c.text for c in base]],
     )
     real = [scorer(cut(d.completion, words)) for d in author.held_out]
     styles = {
         "real": real,
-        "others": [scorer(t) for t in author.foreign_held_out],
+        "others": [scorer(cut(t, words)) for t in author.foreign_held_out],
         "base": [scorer(cut(c.text, words)) for c in base],
     }
     apply_lora(model, config.lora, "sft", torch.Generator().manual_seed(arguments.seed))
@@ -192,11 +190,50 @@ def held_out_margin(model, held_out, written: list[Completion], beta: float) -> 
     return rewards[0] - rewards[1]
 
 
+def table(lines: list[dict]) -> str:
+    """The results as a Markdown table; all but the knobs are measured on held-out texts."""
+    head = [
+        "author",
+        "knobs",
+        "nats: base",
+        "SFT",
+        "DITTO",
+        "style: real",
+        "base",
+        "SFT",
+        "DITTO",
+        "DITTO > SFT",
+        "ends itself: SFT",
+        "DITTO",
+        "margin",
+        "s",
+    ]
+    rows = [head, ["---"] * len(head)]
+    for line in lines:
+        knobs = ", ".join(f"{k} {v}" for k, v in line["knobs"].items())
+        nats, style = line["nats"], line["style"]
+        rows.append(
+            [
+                line["author"],
+                knobs,
+                *(f"{nats[k]:.2f}" for k in ("base", "sft", "ditto")),
+                *(f"{style[k]:+.3f}" for k in ("real", "base", "sft", "ditto")),
+                f"{line['wins']['ditto>sft']:.0%}",
+                f"{line['sft_stops']:.0%}",
+                f"{line['ditto_stops']:.0%}",
+                f"{line['held_out_margin']:+.2f}",
+                str(line["train_seconds"]),
+            ]
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--demos", type=Path, action="append", required=True)
+    parser.add_argument("--table", action="store_true", help="print the results so far and exit")
+    parser.add_argument("--demos", type=Path, action="append", default=[])
     parser.add_argument("--test", type=Path, help="held-out texts of the first --demos file")
     parser.add_argument("--others", type=Path, action="append", default=[])
     parser.add_argument("--out", type=Path, required=True)
@@ -212,6 +249,9 @@ def main() -> None:
     knobs = dict(item.split("=", 1) for item in arguments.set)
     config = config_from_flags(RECIPES[arguments.recipe], knobs)
     done = [json.loads(line) for line in open(arguments.out)] if arguments.out.exists() else []
+    if arguments.table:
+        print(table(done))
+        return
     for demos in arguments.demos:
         key = {
             "author": demos.stem,
@@ -223,8 +263,7 @@ def main() -> None:
         if any(all(line[k] == v for k, v in key.items()) for line in done):
             continue
         test = arguments.test if demos == arguments.demos[0] else None
-        words = 10**6
-        author = Author(demos, test, arguments.demos + arguments.others, words)
+        author = Author(demos, test, arguments.demos + arguments.others)
         line = {**key, **measure(author, config, arguments)}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.out, "a") as file:

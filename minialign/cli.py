@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -53,9 +54,9 @@ def add_flags(
     """
     group = parser.add_argument_group(title)
     for flag in flags_of(config_class):
-        shown = "" if default is None else f" [{_shown(_get(default, flag.path))}]"
+        shown = _shown(_get(default, flag.path)) if default is not None else ""
         options: dict[str, Any] = {
-            "help": (flag.help + shown).replace("%", "%%"),
+            "help": (flag.help + (f" [{shown}]" if shown else "")).replace("%", "%%"),
             "default": argparse.SUPPRESS,
         }
         if flag.type is bool:
@@ -79,14 +80,35 @@ def config_from_flags(base: T, given: dict[str, Any]) -> T:
             raise InputError(f"{name}: there is no such knob")
         flag = flags[name]
         if isinstance(value, str):
-            value = _converter(flag.type)(value)
+            value = _converted(flag, value)
         changes.setdefault(flag.path[:-1], {})[flag.path[-1]] = value
     nested = {
-        path[0]: dataclasses.replace(getattr(base, path[0]), **values)
+        path[0]: _replaced(getattr(base, path[0]), values, PREFIXES[path[0]])
         for path, values in changes.items()
         if path
     }
     return dataclasses.replace(base, **nested, **changes.get((), {}))  # type: ignore[type-var]
+
+
+def _converted(flag: Flag, text: str) -> Any:
+    choices = typing.get_args(flag.type) if typing.get_origin(flag.type) is typing.Literal else ()
+    try:
+        value = _converter(flag.type)(text)
+    except ValueError:
+        raise InputError(f"{flag.name}: {text!r} is not a number") from None
+    if choices and value not in choices:
+        raise InputError(f"{flag.name}: {text!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _replaced(config: Any, values: dict[str, Any], prefix: str) -> Any:
+    """A nested config's complaint begins with its own name for the knob: the prefix makes it the
+    flag's.
+    """
+    try:
+        return dataclasses.replace(config, **values)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
 
 
 def config_from_dict(config_class: type[T], raw: dict[str, Any]) -> T:
@@ -94,6 +116,8 @@ def config_from_dict(config_class: type[T], raw: dict[str, Any]) -> T:
     types = typing.get_type_hints(config_class)
     values = {}
     for name, value in raw.items():
+        if name not in types:
+            raise InputError(f"{name}: there is no such knob")
         if dataclasses.is_dataclass(types[name]):
             value = config_from_dict(typing.cast(type, types[name]), value)
         values[name] = tuple(value) if isinstance(value, list) else value
@@ -136,6 +160,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 def run_main(program: str, main: Callable[[], None]) -> NoReturn:
     """Runs a command: InputError is one line and status 2, Ctrl-C status 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a character that it lacks is no reason to fail
     try:
         main()
     except InputError as error:

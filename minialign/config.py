@@ -151,6 +151,13 @@ class DittoConfig:
         require(self.beta > 0, f"beta must be positive, not {self.beta}")
         require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
         require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+        for name in ("nll_weight", "weight_decay"):
+            require(
+                getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
+            )
+        require(
             0 <= self.label_smoothing < 0.5,
             f"label_smoothing must lie in [0, .5), not {self.label_smoothing}",
         )

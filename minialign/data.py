@@ -108,11 +108,28 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return records
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that a JSON file holds. Raises InputError, naming the file, for all else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return found
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: holds half a character (a lone \\ud...): delete it") from None
     if not isinstance(record, dict):
         raise InputError(
             f'{where}: expected a JSON object like {{"prompt": ..., "completion": ...}}'
@@ -186,7 +203,7 @@ def encode_demonstration(
     if room < 1:
         raise InputError(
             f"{demonstration.source}: the prompt has {len(prompt_ids)} tokens, more than "
-            f"the {max_length} that fit: shorten it or raise --max-length"
+            f"the {max_length} that fit (--max-length, and the model's context): shorten it"
         )
     if len(completion_ids) <= room:
         return Sequence(tuple(prompt_ids), tuple(completion_ids)), None

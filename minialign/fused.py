@@ -57,16 +57,16 @@ class _LinearLogps(torch.autograd.Function):
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         slopes = torch.empty_like(hidden) if train_hidden and not train_weight else None
         for rows in _chunks(len(hidden), chunk):
-            logits = _logits(hidden[rows], weight)
-            picked = logits.gather(1, targets[rows, None]).squeeze(1)
-            total = logits.logsumexp(1)
-            logps[rows] = picked - total
+            logits = _shifted_logits(hidden[rows], weight)
+            picked = logits.gather(1, targets[rows, None])
+            total = logits.exp_().sum(1, keepdim=True)
+            logps[rows] = (picked - total.log()).squeeze(1)
             if slopes is not None:
-                softmax = logits.sub_(total[:, None]).exp_().to(weight.dtype)
-                slopes[rows] = weight[targets[rows]] - softmax @ weight
+                slope = _logit_slope(logits, total, targets[rows])
+                slopes[rows] = slope.to(weight.dtype) @ weight
         ctx.chunk = chunk
         if train_weight:
-            ctx.save_for_backward(hidden, weight, targets, logps)
+            ctx.save_for_backward(hidden, weight, targets)
         elif slopes is not None:
             ctx.save_for_backward(slopes)
         return logps
@@ -77,27 +77,32 @@ class _LinearLogps(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             (slopes,) = ctx.saved_tensors
             return (grad[:, None] * slopes).to(slopes.dtype), None, None, None
-        hidden, weight, targets, logps = ctx.saved_tensors
+        hidden, weight, targets = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in _chunks(len(hidden), ctx.chunk):
-            slope = _logit_slope(hidden[rows], weight, targets[rows], logps[rows], grad[rows])
+            exps = _shifted_logits(hidden[rows], weight).exp_()
+            slope = _logit_slope(exps, exps.sum(1, keepdim=True), targets[rows])
+            slope = slope.mul_(grad[rows, None]).to(weight.dtype)
             grad_hidden[rows] = slope @ weight
             grad_weight += slope.T @ hidden[rows]
         return grad_hidden if ctx.needs_input_grad[0] else None, grad_weight, None, None
 
 
-def _logit_slope(
-    hidden: Tensor, weight: Tensor, targets: Tensor, logps: Tensor, grad: Tensor
-) -> Tensor:
-    """d (grad . logps) / d logits = grad (onehot - softmax), (chunk, V).
+def _logit_slope(exps: Tensor, total: Tensor, targets: Tensor) -> Tensor:
+    """d logp / d logits = onehot - softmax, (chunk, V), made in place of `exps`.
 
-    logsumexp, which was not kept, is z[t] - logp.
+    Subtracted in float32: where the target is nearly certain, the difference is far smaller than
+    the rounding of either part to a half type.
+    """
+    return exps.div_(-total).scatter_add_(1, targets[:, None], torch.ones_like(total))
+
+
+def _shifted_logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Logits minus their largest, row by row: their exponentials neither overflow nor lose the
+    digits that a large logsumexp would take up.
     """
     logits = _logits(hidden, weight)
-    total = logits.gather(1, targets[:, None]) - logps[:, None]
-    slope = (logits - total).exp_().neg_()
-    slope.scatter_add_(1, targets[:, None], torch.ones_like(total))
-    return (slope * grad[:, None]).to(weight.dtype)
+    return logits.sub_(logits.amax(1, keepdim=True))
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:

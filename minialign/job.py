@@ -28,11 +28,10 @@ from minialign.data import (
     training_split,
 )
 from minialign.errors import InputError
-from minialign.model import ModelConfig
-from minialign.run import check_free
+from minialign.run import check_free, check_unfinished
 from minialign.runs import read_run_record
 from minialign.tokenizer import Tokenizer
-from minialign.weights import pick_device, pick_dtype, read_config
+from minialign.weights import pick_device, pick_dtype, read_model_config
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_GPU_MODEL = "mistral-7b-instruct"
@@ -86,7 +85,8 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
         options, knobs, recipe, base = _resumed(options, knobs)
     else:
         options = _with_default_paths(options)
-        check_free(Path(options.out), options.overwrite)
+        if not options.inspect:  # which writes nothing
+            check_free(Path(options.out), options.overwrite)
     demonstrations, held_out = _load_demonstrations(options)
     device = pick_device(options.device)
     on_gpu = device.type == "cuda"
@@ -98,7 +98,7 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
         base = RECIPES[recipe]
     config = config_from_flags(base, knobs)
     checkpoint = find_checkpoint(options.model, options.revision or None)
-    model_config = ModelConfig.from_dict(read_config(checkpoint))
+    model_config = read_model_config(checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
     limit = min(config.max_length, model_config.max_position_embeddings)
     encoded = [encode_demonstration(d, tokenizer, limit) for d in demonstrations]
@@ -168,10 +168,13 @@ def _resumed(
     options: TrainOptions, knobs: dict[str, Any]
 ) -> tuple[TrainOptions, dict[str, Any], str, DittoConfig]:
     """The options and knobs of an interrupted run, exactly as they were."""
-    if knobs:
-        flag = "--" + next(iter(knobs)).replace("_", "-")
+    plain = TrainOptions(resume=options.resume)
+    given = [name for name in vars(plain) if getattr(options, name) != getattr(plain, name)]
+    for name in [*given, *knobs]:
+        flag = "--" + name.replace("_", "-")
         raise InputError(f"--resume keeps the knobs of the run: leave out {flag}")
     record = read_run_record(options.resume)
+    check_unfinished(Path(options.resume))
     before = config_from_dict(TrainOptions, record["options"])
     demos_hash = _sha256(before.demos)
     if demos_hash != record["demos_sha256"]:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from minialign.config import LoRAConfig
+from minialign.data import read_json
 from minialign.errors import InputError
 
 __all__ = [
@@ -50,6 +51,17 @@ __all__ = [
 ]
 
 PEFT_PREFIX = "base_model.model."
+UNSUPPORTED = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
 
 
 class LoRALinear(nn.Module):
@@ -66,6 +78,7 @@ class LoRALinear(nn.Module):
         self.configs: dict[str, LoRAConfig] = {}
         self.active: str | None = None
         self._unmerged: Tensor | None = None
+        self.train(base.training)  # or a model in evaluation would get layers that drop out
 
     def add(self, name: str, config: LoRAConfig, generator: torch.Generator | None) -> None:
         out_features, in_features = self.weight.shape
@@ -265,18 +278,17 @@ def load_adapter_state(model: nn.Module, name: str, state: dict[str, Tensor], so
     for key in sorted(own.keys() ^ state.keys()):
         problem = "is missing" if key in own else "does not belong to this model"
         raise InputError(f"{source}: {key} {problem}: was it trained on another model?")
-    for path, layer in lora_layers(model).items():
-        for part, parameters in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
-            key = f"{PEFT_PREFIX}{path}.{part}.weight"
-            if key not in own:
-                continue
-            if state[key].shape != own[key].shape:
-                shapes = f"{tuple(state[key].shape)}, the model needs {tuple(own[key].shape)}"
-                raise InputError(
-                    f"{source}: {key} has shape {shapes}: was it trained on another model?"
-                )
-            with torch.no_grad():
-                parameters[name].copy_(state[key])
+    for key, tensor in own.items():  # all of them, before any is written
+        if state[key].shape != tensor.shape:
+            shapes = f"{tuple(state[key].shape)}, the model needs {tuple(tensor.shape)}"
+            raise InputError(
+                f"{source}: {key} has shape {shapes}: was it trained on another model?"
+            )
+    with torch.no_grad():
+        for path, layer in lora_layers(model).items():
+            if name in layer.configs:
+                layer.lora_A[name].copy_(state[f"{PEFT_PREFIX}{path}.lora_A.weight"])
+                layer.lora_B[name].copy_(state[f"{PEFT_PREFIX}{path}.lora_B.weight"])
 
 
 def adapter_hash(model: nn.Module, name: str | None) -> str:
@@ -288,9 +300,9 @@ def adapter_hash(model: nn.Module, name: str | None) -> str:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Names a base model by some of its embedding, whatever type it was loaded in."""
-    rows = next(model.parameters())[:64].detach().to("cpu", torch.bfloat16)
-    return hashlib.sha256(rows.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+    """Names a base model by signs in its embedding: no rounding to another type changes those."""
+    signs = next(model.parameters())[:64].detach().signbit().cpu()
+    return hashlib.sha256(signs.numpy().tobytes()).hexdigest()[:16]
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> None:
@@ -303,7 +315,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "base_fingerprint": base_fingerprint(model)}
+    metadata = {"format": "pt", "base_signs": base_fingerprint(model)}
     save_file(adapter_state(model, name), folder / "adapter_model.safetensors", metadata=metadata)
     description = {
         "peft_type": "LORA",
@@ -323,17 +335,20 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
 def read_adapter_config(folder: Path) -> LoRAConfig:
     """Raises InputError where the folder is not a plain LoRA adapter in PEFT's format."""
     file = folder / "adapter_config.json"
-    try:
-        raw = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from None
+    if not file.exists():
+        raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
+    raw = read_json(file)
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type {raw.get('peft_type')!r} is not supported, only LORA")
-    for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"):
+    for key in UNSUPPORTED:
         if raw.get(key):
             raise InputError(f"{file}: {key} is not supported")
+    start = raw.get("init_lora_weights", True)  # PiSSA's kin alter the base weights as well
+    if start not in (True, False, None, "gaussian", "orthogonal", "eva"):
+        raise InputError(f"{file}: init_lora_weights {start!r} is not supported")
+    for key in ("r", "lora_alpha"):
+        if key not in raw:
+            raise InputError(f"{file}: {key} is missing")
     scale = math.sqrt(raw["r"]) if raw.get("use_rslora") else 1.0
     return LoRAConfig(raw["r"], raw["lora_alpha"] * scale, raw.get("lora_dropout", 0.0))
 
@@ -352,11 +367,14 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
             state = {key: tensors.get_tensor(key) for key in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    made_for = metadata.get("base_fingerprint")
+    made_for = metadata.get("base_signs")
     if made_for and made_for != base_fingerprint(model):
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"
         )
+    for key in state:
+        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
+            raise InputError(f"{file}: {key} is not supported")
     targets = sorted({key.split(".")[-3] for key in state})  # the config may give them as a pattern
     apply_lora(model, replace(config, target_modules=tuple(targets)), name)
     load_adapter_state(model, name, state, str(file))

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_SECONDS = 120.0
 STAGES = ("sft", "ditto")
+ENTRIES = {
+    *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft", "state"),
+    *("evaluation.json", "report.html"),
+}
 
 
 class Interrupted(Exception):
@@ -49,20 +53,42 @@ class Interrupted(Exception):
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raises InputError unless a new run may be written to `folder`. Changes nothing."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file: choose another --out")
-    entries = os.listdir(folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{existing}: is a file: choose another --out")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{existing}: cannot be written to: choose another --out")
+    entries = set(os.listdir(folder)) if folder.exists() else set()
     if not entries:
         return
-    if "config.json" not in entries or "metrics.jsonl" not in entries:
-        raise InputError(f"{folder}: holds files that are not a run's: choose another --out")
+    # Overwriting deletes the folder, so a person's own file in it must never go with the run.
+    foreign = sorted(entries - ENTRIES - {f"{name}.partial" for name in ENTRIES})
+    if foreign or not {"config.json", "metrics.jsonl"} <= entries:
+        example = (foreign or sorted(entries))[0]
+        raise InputError(
+            f"{folder}: holds files that are not a run's ({example}): choose another --out"
+        )
     if not overwrite:
         raise InputError(
             f"{folder}: holds another run: choose another --out, add --overwrite, "
             f"or go on with it: --resume {folder}"
         )
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raises InputError unless there is a state to go on from. `Run.resume` reads it."""
+    if not _state_file(folder).exists():
+        finished = (folder / "adapter" / "adapter_config.json").exists()
+        problem = (
+            "the run is finished: there is nothing to resume"
+            if finished
+            else "the run was stopped before it saved anything: start it again with --overwrite"
+        )
+        raise InputError(f"{folder}: {problem}")
+
+
+def _state_file(folder: Path) -> Path:
+    return folder / "state" / "state.safetensors"
 
 
 class Run:
@@ -100,7 +126,7 @@ class Run:
             shutil.rmtree(run.folder)
         run.folder.mkdir(parents=True)
         (run.folder / "config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
         (run.folder / "metrics.jsonl").touch()
         return run
@@ -112,7 +138,7 @@ class Run:
         Raises InputError if there is no whole state to go on from.
         """
         run = cls(folder, **options)
-        run._resumed = _State.read(run.folder / "state" / "state.safetensors")
+        run._resumed = _State.read(_state_file(run.folder))
         metrics = run.folder / "metrics.jsonl"
         os.truncate(metrics, min(run._resumed.facts["metrics_bytes"], metrics.stat().st_size))
         return run
@@ -171,9 +197,10 @@ class Run:
 
         return on_token
 
-    def say(self, text: str) -> None:
-        """A line for the person, above the progress bar."""
-        tqdm.write(text, file=sys.stdout)
+    def say(self, stage: str, text: str, unseen: float | None) -> None:
+        """A line for the person, above the progress bar; `unseen` is the held-out loss, if any."""
+        held_out = "" if unseen is None else f"; unseen texts {unseen:.2f} nats per token"
+        tqdm.write(f"{stage:>12}  {text}{held_out}", file=sys.stdout)
         sys.stdout.flush()
 
     @contextmanager
@@ -300,7 +327,7 @@ class Run:
         }
         (self.folder / "state").mkdir(exist_ok=True)
         _replace(
-            self.folder / "state" / "state.safetensors",
+            _state_file(self.folder),
             lambda path: save_file(tensors, path, metadata={"facts": json.dumps(facts)}),
         )
 

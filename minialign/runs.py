@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minialign.data import read_json
 from minialign.errors import InputError
 
 
@@ -39,12 +40,7 @@ def adapter_folder(path: str) -> Path:
 
 def base_of(folder: Path) -> str:
     """The model that an adapter says it was trained on. Raises InputError if it does not say."""
-    try:
-        name = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
-            "base_model_name_or_path"
-        )
-    except ValueError as error:
-        raise InputError(f"{folder / 'adapter_config.json'}: not valid JSON: {error}") from None
+    name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise InputError(f"{folder}: the adapter does not name its base model: give --model")
     return str(name)

@@ -241,12 +241,12 @@ def draw_tokens(logps: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tens
     if config.top_p < 1:
         scaled = _keep_top_p(scaled, config.top_p)
     cumulative = scaled.softmax(-1).cumsum(-1)  # (B, V)
-    thresholds = uniforms[:, None].to(cumulative.dtype) * cumulative[:, -1:]
-    return (
-        torch.searchsorted(cumulative, thresholds, right=True)
-        .squeeze(1)
-        .clamp_(max=logps.shape[-1] - 1)
-    )
+    # A u that rounds to 1 would exceed every cumulative probability, and draw the last token of the
+    # vocabulary whether it was kept or not.
+    below_one = 1 - torch.finfo(cumulative.dtype).eps / 2
+    thresholds = uniforms[:, None].to(cumulative.dtype).clamp(max=below_one) * cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+    return ids.clamp_(max=logps.shape[-1] - 1)  # not a number: the optimizer says so in a line
 
 
 def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:

@@ -23,7 +23,7 @@ import tokenizers
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minialign.data import Messages
+from minialign.data import Messages, read_json
 from minialign.errors import InputError
 
 
@@ -62,7 +62,7 @@ class Tokenizer:
         Raises InputError where a file is missing or broken, or names no end token.
         """
         folder = Path(folder)
-        config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         if not file.exists():
             raise InputError(
@@ -105,12 +105,17 @@ class Tokenizer:
         try:
             text = environment.from_string(self.template).render(
                 messages=messages,
+                tools=None,  # templates may ask whether these are none, as transformers sets them
+                documents=None,
                 add_generation_prompt=True,
                 bos_token=self.bos or "",
                 eos_token=self.eos,
             )
-        except TemplateError as error:
-            raise InputError(f"the model's chat template refuses these messages: {error}") from None
+        except Exception as error:  # a template is a program: it may fail in any way
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"the model's chat template refuses these messages: {reason}"
+            ) from None
         # A trailing space would be a token of its own, where the completion's first word brings its
         # own space.
         return text.rstrip(" ")
@@ -161,15 +166,6 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _token_text(token: Any) -> str | None:
     return token["content"] if isinstance(token, dict) else token
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from None
 
 
 def _raise_template_error(message: str) -> None:

@@ -8,7 +8,6 @@ mismatch is one line that names the tensor.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minialign.checkpoints import find_checkpoint
+from minialign.data import read_json
 from minialign.errors import InputError
 from minialign.model import CausalLM, ModelConfig
 from minialign.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     shape, a damaged file.
     """
     folder = Path(folder)
-    config = ModelConfig.from_dict(read_config(folder))
+    config = read_model_config(folder)
     with torch.device("meta"):
         model = CausalLM(config)
     needed = {
@@ -102,22 +102,26 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     return model.requires_grad_(False).eval()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def read_model_config(folder: Path) -> ModelConfig:
+    raw = read_config(folder)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder}: not a model folder (config.json is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from None
+        return ModelConfig.from_dict(raw)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder}: not a model folder (config.json is missing)")
+    return read_json(folder / "config.json")
 
 
 def _tensor_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, AttributeError):
+            names = read_json(index)["weight_map"].values()
+        except (KeyError, AttributeError):
             raise InputError(f"{index}: not a safetensors index") from None
         files = [folder / name for name in sorted(set(names))]
     else:
@@ -160,10 +164,6 @@ def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     stop: list[int | None] = [tokenizer.eos_id]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
-        found = (
-            json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            if file.exists()
-            else None
-        )
+        found = read_json(file).get("eos_token_id") if file.exists() else None
         stop += found if isinstance(found, list) else [found]
     return tuple(dict.fromkeys(token for token in stop if token is not None))

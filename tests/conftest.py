@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -18,6 +19,8 @@ from minialign.tokenizer import Tokenizer
 from minialign.weights import load
 
 torch.set_num_threads(1)
+settings.register_profile("minialign", deadline=None, derandomize=True)  # same result each time
+settings.load_profile("minialign")
 
 DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m-instruct"
 VOCAB_SIZE = 320

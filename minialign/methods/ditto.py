@@ -40,6 +40,7 @@ from minialign.sampler import sample
 from minialign.scoring import ReferenceScores, micro_batches, score
 
 ADAPTER = "ditto"
+UNSEEN = "eval/nats_per_token"
 
 
 def train_ditto(
@@ -80,9 +81,12 @@ def train_ditto(
         with run.phase("train"):
             metrics = _step(model, pairs, reference, config, run)
             metrics |= optimizer.step(step)
-        if (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps:
+        ends_round = (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps
+        if ends_round:
             metrics |= _held_out_metrics(model, held_out, reference, config, run)
         run.log("ditto", step, metrics)
+        if ends_round:
+            run.say(f"round {len(pool.rounds)}", _summary(pool, metrics), metrics.get(UNSEEN))
     run.write_samples(pool, reference)
 
 
@@ -180,6 +184,18 @@ def _held_out_metrics(
     tokens = sum(len(sequence.completion_ids) for sequence in held_out)
     nats = nats_per_token(model, held_out, run.micro_batch_tokens)
     assert nats is not None
-    reference_sum = float(reference(held_out).sum())
+    parts = micro_batches(held_out, lambda sequence: (sequence,), run.micro_batch_tokens)
+    reference_sum = sum(float(reference(part).sum()) for part in parts)
     reward = config.beta * (-nats * tokens - reference_sum) / len(held_out)
-    return {"eval/nats_per_token": nats, "eval/rewards": reward}
+    return {UNSEEN: nats, "eval/rewards": reward}
+
+
+def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
+    """What a person wants to know of a round."""
+    answers = [sample for group in pool.rounds[-1] for sample in group]
+    ended = sum(sample.completion.finish_reason == "stop" for sample in answers)
+    margin = metrics.get("rewards/margins", 0.0)
+    return (
+        f"{len(answers)} answers, {ended} of them ended by themselves; "
+        f"loss {metrics['loss']:.2f}, margin {margin:.2f}"
+    )

@@ -50,6 +50,7 @@ def train_sft(
     if first is None:
         return
     model.train()
+    losses: list[float] = []
     for step in run.steps("sft", first, knobs.max_steps, model, optimizer):
         batch = draw_batch(demonstrations, knobs.batch_size, step, run.seed)
         total = sum(len(sequence.completion_ids) for sequence in batch)
@@ -62,12 +63,15 @@ def train_sft(
                 loss += part_loss.item()
             measured = optimizer.step(step)
         run.log("sft", step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
+        losses.append(loss)
         if loss < knobs.stop_loss:
             break
     model.eval()
-    run.log_summary(
-        "sft", {"eval/nats_per_token": nats_per_token(model, held_out, run.micro_batch_tokens)}
-    )
+    unseen = nats_per_token(model, held_out, run.micro_batch_tokens)
+    run.log_summary("sft", {"eval/nats_per_token": unseen})
+    if losses:
+        text = f"{len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f} nats per token"
+        run.say("SFT", text, unseen)
 
 
 def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:

@@ -1,0 +1,134 @@
+"""The package as a whole: everything imports, and imports point one way."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from cli_helpers import ROOT, run_python
+
+import minialign
+
+PACKAGE = ROOT / "minialign"
+SCRIPTS = ("train", "sample", "evaluate")
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(file: Path, *, everywhere: bool = True) -> set[str]:
+    """Modules that a file imports: `everywhere`, or only when it is itself imported (not within
+    functions, not for type checking).
+    """
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not everywhere and (typing_only or isinstance(node, ast.FunctionDef)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{file}: a relative import"
+            found.update(
+                name if (name := f"{node.module}.{alias.name}") in FILES else node.module
+                for alias in node.names
+            )
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return found
+
+
+def top_level(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_map_of_modules_is_not_empty() -> None:
+    assert {"minialign", "minialign.model", "minialign.methods.ditto"} <= FILES.keys()
+    assert "minialign.attention" in imports(FILES["minialign.model"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_importing_the_package_is_instant() -> None:
+    source = (
+        "import sys, minialign; from minialign import InputError; "
+        "print(sorted({'torch', 'numpy', 'tokenizers', 'safetensors'} & set(sys.modules)))"
+    )
+    process = run_python(["-c", source], ROOT)
+    assert (process.stdout.strip(), process.stderr) == ("[]", "")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in minialign.__all__:
+        assert getattr(minialign, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        minialign.nothing  # noqa: B018
+
+
+def test_nothing_in_the_package_imports_a_script() -> None:
+    for name, file in FILES.items():
+        assert not top_level(imports(file)) & set(SCRIPTS), name
+
+
+def test_the_model_knows_nothing_of_adapters_optimizers_and_loading() -> None:
+    unknown = {"lora", "optim", "weights", "run", "sampler", "scoring", "losses", "fused"}
+    for name in ("model", "attention"):
+        found = imports(FILES[f"minialign.{name}"])
+        assert not found & {f"minialign.{other}" for other in unknown}
+
+
+@pytest.mark.parametrize("name", ["losses", "fused"])
+def test_the_mathematics_imports_torch_and_nothing_else(name: str) -> None:
+    found = top_level(imports(FILES[f"minialign.{name}"]))
+    assert "torch" in found
+    assert found - {"torch"} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", ["config", "cli", "errors"])
+def test_what_help_needs_imports_nothing_heavy(name: str) -> None:
+    found = top_level(imports(FILES[f"minialign.{name}"], everywhere=False))
+    assert found - {"minialign"} <= sys.stdlib_module_names
+
+
+def test_imports_never_go_in_circles() -> None:
+    graph = {
+        name: {other for other in imports(file, everywhere=False) if other in FILES}
+        for name, file in FILES.items()
+        if name != "minialign"  # which imports lazily, by name
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
+
+
+def test_scripts_import_no_script_and_nothing_heavy_before_parsing() -> None:
+    for script in SCRIPTS:
+        file = ROOT / f"{script}.py"
+        assert not top_level(imports(file)) & (set(SCRIPTS) - {script})
+        first = top_level(imports(file, everywhere=False)) - {"minialign"}
+        assert first <= sys.stdlib_module_names
+
+
+def test_no_pickle_is_read_anywhere() -> None:
+    for name, file in FILES.items():
+        found = top_level(imports(file))
+        assert not found & {"pickle", "shelve", "joblib", "dill"}, name
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        }
+        assert not calls & {"torch.load", "np.load", "numpy.load", "eval", "exec"}, name

@@ -1,0 +1,646 @@
+"""Mistakes that others made, each named: this package must not make them.
+
+`d` numbers: found in DITTO's official code (SALT-NLP/demonstrated-feedback). `g` numbers: well
+known in preference learning at large, mostly as public issues of other projects. All at toy size;
+the other test files look closer.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import (
+    BOS,
+    CHAT,
+    EOS,
+    TEXTS,
+    byte_tokenizer,
+    demonstrations,
+    gradients,
+    naive_score,
+    small_config,
+    small_model,
+    small_training,
+    spaced_tokenizer,
+    with_adapter,
+)
+
+from minialign.config import RECIPES, DittoConfig, LoRAConfig, SamplingConfig, SFTConfig
+from minialign.data import (
+    Demonstration,
+    Sequence,
+    encode_demonstration,
+    load_demonstrations,
+)
+from minialign.errors import InputError
+from minialign.evaluation.held_out import evaluate_held_out
+from minialign.fused import linear_logps
+from minialign.job import check_held_out
+from minialign.lora import (
+    active_adapter,
+    adapter_parameters,
+    apply_lora,
+    copy_adapter,
+    lora_layers,
+    merge_adapter,
+    merged_adapter,
+    set_adapter,
+)
+from minialign.losses import dpo_loss, sft_loss
+from minialign.methods import ditto, sft
+from minialign.methods.comparisons import ComparisonPool
+from minialign.methods.sft import train_sft
+from minialign.run import Interrupted, Run
+from minialign.sampler import Completion, generate, sample
+from minialign.scoring import Packed, ReferenceScores, micro_batches, score
+from minialign.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*sorted((ROOT / "minialign").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
+A, B = (1, 5, 6), (1, 9)
+
+
+def encoded(text: str, prompt: str = "say hi", max_length: int = 64) -> Sequence:
+    (demonstration,) = demonstrations([(prompt, text)])
+    return encode_demonstration(demonstration, byte_tokenizer(), max_length)[0]
+
+
+def nodes(kind: type) -> Iterator[tuple[str, Any]]:
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, kind):
+                yield file.name, node
+
+
+# ---- DITTO's code ----
+
+
+def test_d1_two_demonstrations_share_a_prompt(tmp_path: Path) -> None:
+    """A pool keyed by the prompt's text would keep the last one only."""
+    pool = ComparisonPool([Sequence(A, (7, 2)), Sequence(A, (8, 2))])
+    pool.add_round([[Completion("", (20 + i, s, 2), 0, "stop") for s in range(6)] for i in (0, 1)])
+    pairs = pool.draw(12, DittoConfig().mix, random.Random(0))
+    assert {pair.chosen.completion_ids for pair in pairs} == {(7, 2), (8, 2)}
+    assert Counter(pair.demonstration for pair in pairs).keys() == {0, 1}
+    texts = (("say hi", "abc"), ("say hi", "hello"))
+    outcome = small_training(tmp_path / "r", small_config(max_steps=1), texts)
+    assert outcome.steps("ditto")[0]["pairs/expert"] == 6  # 3 samples of each
+    assert {s["demonstration"] for s in outcome.samples} == {0, 1}
+
+
+def test_d2_every_number_of_the_mix_is_obeyed(tmp_path: Path) -> None:
+    changes = {
+        "samples_per_prompt": 5,
+        "resample_every": 3,
+        "pairs_per_step": 20,
+        "expert_fraction": 0.25,
+        "replay_fraction": 0.35,
+        "inter_model_fraction": 0.4,
+    }
+    outcome = small_training(tmp_path / "r", small_config(**changes))
+    rounds = Counter(s["round"] for s in outcome.samples)
+    assert rounds == {0: 5 * len(TEXTS), 1: 5 * len(TEXTS)}  # 6 steps, one round every 3
+    found = [tuple(m[f"pairs/{k}"] for k in small_config().mix) for m in outcome.steps("ditto")]
+    assert found == 3 * [(5, 0, 0)] + 3 * [(5, 7, 8)]
+
+
+def test_d3_the_end_token_is_a_trained_target() -> None:
+    """Nothing is masked by id: padding does not exist, so no token can be taken for it."""
+    sequence = encoded("hello")
+    assert sequence.completion_ids[-1] == EOS
+    assert Packed.of([sequence]).targets[-1] == EOS
+    model = small_model()
+    without = Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])
+    ids = torch.tensor([without.prompt_ids + without.completion_ids])
+    last = model.logits(ids)[0, -1].log_softmax(-1)[EOS].item()
+    both = score(model, [sequence, without]).tolist()
+    assert last < -0.1
+    assert both[0] - both[1] == pytest.approx(last, abs=1e-4)
+
+
+@pytest.mark.parametrize("template", [CHAT, CHAT.replace("{{ bos_token }}", ""), None])
+def test_d4_exactly_one_bos_and_the_same_prompt_ids_everywhere(template: str | None) -> None:
+    tokenizer = byte_tokenizer(template, add_bos=True)
+    (demonstration,) = demonstrations([("say hi", "hello")])
+    sequence, _ = encode_demonstration(demonstration, tokenizer, 64)
+    whole = sequence.prompt_ids + sequence.completion_ids
+    assert whole[0] == BOS and whole.count(BOS) == 1
+    model = small_model()
+    fed: list[list[int]] = []
+    model.register_forward_pre_hook(lambda module, args: fed.append(args[0].tolist()))
+    generate(model, tokenizer, ["say hi"], max_new_tokens=1)
+    score(model, [sequence])
+    assert fed[0] == list(sequence.prompt_ids) == fed[1][: len(fed[0])]
+
+
+def test_d5_a_long_demonstration_is_cut_with_a_warning_and_at_its_end_only() -> None:
+    """Never at the front, where BOS and the prompt are; and what is cut off does not end."""
+    tokenizer = byte_tokenizer()
+    (demonstration,) = demonstrations([("say hi", "hello " * 20)])
+    whole, none = encode_demonstration(demonstration, tokenizer, 1000)
+    assert none is None
+    cut, warning = encode_demonstration(demonstration, tokenizer, 40)
+    assert warning is not None and "demos.jsonl, line 1: cut to its first" in warning
+    assert cut.prompt_ids == whole.prompt_ids and len(cut) == 40
+    assert cut.completion_ids == whole.completion_ids[: len(cut.completion_ids)]
+    assert EOS not in cut.completion_ids
+    with pytest.raises(InputError, match="line 1: the prompt has"):
+        encode_demonstration(demonstration, tokenizer, len(whole.prompt_ids))
+
+
+@pytest.mark.parametrize("text", ["hello", "hello ", " hello\n", "hello.  "])
+def test_d6_chosen_and_rejected_end_alike(text: str, tmp_path: Path) -> None:
+    """A text that the model writes as the person did is the same sequence, to the last token."""
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps({"prompt": "say hi", "completion": text}))
+    chosen, _ = encode_demonstration(load_demonstrations(file)[0], byte_tokenizer(), 64)
+    written = (*byte_tokenizer().backend.encode(text.strip()).ids, EOS)  # a row that stopped
+    pool = ComparisonPool([chosen])
+    pool.add_round([[Completion("", written, 0.0, "stop")]])
+    assert pool.samples[0].sequence == chosen
+    assert pool.draw(10, DittoConfig().mix, random.Random(0)) == []
+
+
+def test_d7_ids_in_the_loss_are_the_ids_that_were_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where decoding and encoding again gives other ids."""
+    scored: set[Sequence] = set()
+
+    def spy(model: Any, sequences: list[Sequence]) -> torch.Tensor:
+        scored.update(sequences)
+        return score(model, sequences)
+
+    monkeypatch.setattr(ditto, "score", spy)
+    outcome = small_training(tmp_path / "r")
+    sampled = {tuple(s["ids"]) for s in outcome.samples}
+    tokenizer = byte_tokenizer()
+    shown = {tuple(tokenizer.encode_completion(text)) for _, text in TEXTS}
+    trained = {s.completion_ids for s in scored}
+    assert trained <= sampled | shown and len(trained & sampled) > 10
+    drifting = [ids for ids in trained & sampled if reencoded(ids) != ids]
+    assert drifting  # so a round trip through text would have shown
+
+
+def reencoded(ids: tuple[int, ...]) -> tuple[int, ...]:
+    tokenizer = byte_tokenizer()
+    again = tuple(tokenizer.encode_completion(tokenizer.decode(ids)))
+    return again if ids[-1] == EOS else again[:-1]
+
+
+def test_d8_a_cut_off_sample_is_told_by_its_finish_reason_and_has_no_end_token() -> None:
+    """One that stops in the very last place has the same length, and ends."""
+    model = small_model()
+    model.stop_ids = tuple(range(2, 140))
+    (group,) = sample(model, [list(A)], 40, SamplingConfig(3), seed=0)
+    full = [c for c in group if len(c.ids) == 3]
+    assert {c.finish_reason for c in full} == {"stop", "length"}
+    for completion in full:
+        assert (completion.ids[-1] in model.stop_ids) == (completion.finish_reason == "stop")
+
+
+def test_d9_runs_in_one_process_share_nothing(tmp_path: Path) -> None:
+    first = small_training(tmp_path / "a")
+    small_training(tmp_path / "b", texts=TEXTS[:2], seed=7)
+    random.seed(123)
+    torch.manual_seed(123)
+    assert small_training(tmp_path / "c").same_as(first)
+    one, other = ComparisonPool([Sequence(A, (7,))]), ComparisonPool([Sequence(A, (7,))])
+    one.add_round([[Completion("", (8,), 0.0, "length")]])
+    assert other.rounds == [] and other.samples == []
+
+
+def test_d10_one_demonstration_is_enough(tmp_path: Path) -> None:
+    outcome = small_training(tmp_path / "r", texts=TEXTS[:1])
+    assert len(outcome.steps("sft")) == 4 and len(outcome.steps("ditto")) == 6
+
+
+def test_d11_the_prompt_is_trained_on_only_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[int] = []
+
+    def spy(model: Any, sequences: list[Sequence]) -> torch.Tensor:
+        targets.extend(Packed.of(sequences).targets)
+        return score(model, sequences)
+
+    monkeypatch.setattr(sft, "score", spy)
+    assert SFTConfig().train_on_prompt is False
+    prompt, completion = encoded("abc, dear.").prompt_ids, encoded("abc, dear.").completion_ids
+    for asked, expected in ((False, completion), (True, prompt[1:] + completion)):
+        config = small_config(**{"sft.train_on_prompt": asked, "sft.max_steps": 1})
+        small_training(tmp_path / str(asked), config, TEXTS[:1], method=train_sft)
+        assert tuple(targets) == expected
+        targets.clear()
+
+
+def test_d12_the_reference_pass_leaves_the_policy_s_gradients_alone() -> None:
+    """The reference is computed between the policy's forward and backward pass, the worst place."""
+    model = with_adapter(small_model(), "sft")
+    copy_adapter(model, "sft", "ditto")
+    with torch.no_grad():
+        adapter_parameters(model, "ditto")[1].add_(0.1)
+    chosen, rejected = [Sequence(A, (7, 2))], [Sequence(A, (8, 8, 2))]
+    known = ReferenceScores(model, "sft")(chosen + rejected)
+
+    def step(reference: Callable[[list[Sequence]], torch.Tensor]) -> list[torch.Tensor]:
+        logps = score(model, chosen + rejected)
+        fixed = reference(chosen + rejected)
+        dpo_loss(logps[:1], logps[1:], fixed[:1], fixed[1:], beta=0.1).losses.sum().backward()
+        return gradients(model, "ditto")
+
+    alone = step(lambda sequences: known)
+    beside = step(ReferenceScores(model, "sft"))
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    assert any(a.any() for a in alone)
+    assert active_adapter(model) == "ditto"
+    for parameter in adapter_parameters(model, "sft"):
+        assert parameter.grad is None and not parameter.requires_grad
+
+
+def test_d13_nothing_reads_pickles() -> None:
+    unsafe = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    for name, node in nodes(ast.Import):
+        assert not {a.name.split(".")[0] for a in node.names} & unsafe, name
+    for name, node in nodes(ast.ImportFrom):
+        assert (node.module or "").split(".")[0] not in unsafe, name
+        imported = {a.name for a in node.names}
+        assert node.module != "torch" or not imported & {"load", "save"}, name
+    for name, node in nodes(ast.Attribute):
+        owner = node.value.id if isinstance(node.value, ast.Name) else ""
+        assert not (owner in ("torch", "np", "numpy") and node.attr in ("load", "save")), name
+    assert len(SOURCES) > 20
+
+
+# ---- the field at large ----
+
+
+@pytest.mark.parametrize("completion", ["c", "[Name]", "\n[x", "😀", "", " ab", "ends in space "])
+def test_g1_prompt_and_completion_are_separate_segments(completion: str) -> None:
+    """Joined, "..b]" + "[N.." would merge; the ids must be those that sampling goes on from."""
+    template = "{{ messages[0]['content'] }}"
+    tokenizer = byte_tokenizer(template)
+    prompts = [tokenizer.encode_prompt(text) for text in ("say ab", "[x]", "line\n")]
+    for prompt in prompts:
+        ids = tokenizer.encode_completion(completion)
+        assert ids[-1] == EOS and tokenizer.decode(ids) == completion
+        assert tokenizer.decode([*prompt, *ids]) == tokenizer.decode(prompt) + completion
+    merged = tokenizer.backend.encode("say ab" + "c").ids
+    assert merged != prompts[0] + tokenizer.encode_completion("c")[:-1]
+    (demonstration,) = demonstrations([("say ab", completion)])
+    sequence, _ = encode_demonstration(demonstration, tokenizer, 64)
+    assert list(sequence.prompt_ids) == prompts[0]
+    assert list(sequence.completion_ids) == tokenizer.encode_completion(completion)
+
+
+def test_g2_one_bos_and_one_end_token_even_if_the_text_spells_them() -> None:
+    doubling = CHAT.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}")
+    for template in (CHAT, doubling):
+        ids = byte_tokenizer(template, add_bos=True).encode_prompt("hi")
+        assert ids[0] == BOS and ids.count(BOS) == 1
+    ids = byte_tokenizer().encode_completion("a</s>b<s>")
+    assert ids.count(EOS) == 1 and ids[-1] == EOS and BOS not in ids
+
+
+def test_g3_no_trailing_space_before_the_completion() -> None:
+    """The space belongs to the first word: a token of its own would be one that nobody writes."""
+    for template in ("[INST] {{ messages[0]['content'] }} [/INST] ", "Dear: "):
+        tokenizer = spaced_tokenizer(template)
+        last = tokenizer.backend.id_to_token(tokenizer.encode_prompt("hi")[-1])
+        assert last != "▁" and not last.endswith("▁")
+        first = tokenizer.backend.id_to_token(tokenizer.encode_completion("Dear sir")[0])
+        assert first == "▁Dear"
+
+
+def test_g4_v02_style_spacing_holds_with_separate_segments() -> None:
+    """`<s> [INST] hi [/INST] Dear</s>` as the official template writes it, encoded as a whole, has
+    one space, inside the completion's first token, and none before the end token.
+    """
+    tokenizer = spaced_tokenizer("{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]")
+    prompt = tokenizer.encode_prompt("hi")
+    completion = tokenizer.encode_completion("Dear")
+    names = [tokenizer.backend.id_to_token(i) for i in prompt + completion]
+    assert names[0] == "<s>" and names[-2:] == ["▁Dear", "</s>"]
+    assert "".join(names[1:-1]) == "▁[INST]▁hi▁[/INST]▁Dear"
+    assert tokenizer.decode(completion) == "Dear"
+
+
+def test_g5_training_teaches_to_stop_even_where_padding_is_the_end_token(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend.enable_padding(pad_id=EOS, pad_token="</s>", length=64)
+    tokenizer.backend.enable_truncation(4)
+    again = Tokenizer(tokenizer.backend, "</s>", "<s>", CHAT)  # takes both off
+    assert again.encode_completion("hello") == byte_tokenizer().encode_completion("hello")
+    config = small_config(**{"sft.max_steps": 25, "sft.learning_rate": 0.02})
+    model = small_training(tmp_path / "r", config, TEXTS[:1], method=train_sft).model
+    sequence = encoded(TEXTS[0][1])
+    end = [sequence, Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])]
+    after, before = (score(m, end).tolist() for m in (model, small_model()))
+    assert after[0] - after[1] > before[0] - before[1] + 1  # log p(end): e times likelier
+
+
+def test_g6_a_score_does_not_depend_on_its_companions() -> None:
+    model = with_adapter(small_model())
+    sequence = Sequence(A, (7, 8, 9, 2))
+    alone = score(model, [sequence]).item()
+    others = [Sequence((1,) + tuple(range(30, 70)), (4, 5)), Sequence(A, (7,)), Sequence(B, (3, 3))]
+    for companions in ([sequence, *others], [*others, sequence]):
+        place = companions.index(sequence)
+        assert score(model, companions)[place].item() == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("total", [5, 6, 7, 8, 20])
+def test_g7_cached_decoding_equals_the_full_pass_around_the_window(total: int) -> None:
+    """Window 6: below, at, just above and far above it, in a batch of prompts of unequal length."""
+    model = small_model(sliding_window=6)
+    model.stop_ids = ()
+    prompts = [[5, 6, 7], [9], [5, 6, 7, 8]]
+    new = [total - len(prompt) for prompt in prompts]
+    groups = sample(model, prompts, 2, SamplingConfig(max(new)), seed=0)
+    seen_window = small_model(sliding_window=None)
+    for prompt, count, group in zip(prompts, new, groups, strict=True):
+        for completion in group:
+            whole = Sequence(tuple(prompt), completion.ids)
+            expected = naive_score(model, whole).item()
+            assert completion.logprob == pytest.approx(expected, abs=1e-4)
+            part = Sequence(tuple(prompt), completion.ids[:count])
+            unlimited = naive_score(seen_window, part).item()
+            # the last token is predicted from `total - 1` tokens, which fit up to total = 7
+            same = naive_score(model, part).item() == pytest.approx(unlimited, abs=1e-4)
+            assert same == (total <= 7)
+
+
+def test_g8_log_probabilities_are_summed_with_the_end_token_and_not_averaged() -> None:
+    model = small_model()
+    sequence = Sequence(A, (7, 8, 2))
+    ids = torch.tensor([A + (7, 8, 2)])
+    logps = model.logits(ids)[0].log_softmax(-1)
+    expected = logps[2, 7] + logps[3, 8] + logps[4, 2]
+    torch.testing.assert_close(score(model, [sequence])[0], expected)
+    assert sft_loss(expected[None], 3).item() == pytest.approx(-expected.item() / 3)
+
+
+def test_g9_dropout_is_off_in_dpo(tmp_path: Path) -> None:
+    config = small_config(**{"lora.dropout": 0.9})
+    outcome = small_training(tmp_path / "r", config)
+    first = outcome.steps("ditto")[0]
+    assert first["loss"] == pytest.approx(0.6931471805599453, abs=1e-6)
+    assert first["rewards/margins"] == 0 and first["rewards/chosen"] == 0
+    assert not outcome.model.training
+
+
+def test_g10_log_softmax_is_float32_over_half_logits() -> None:
+    """In bfloat16 the tail is off by tenths of a nat."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 16, generator=generator).bfloat16()
+    weight = torch.randn(3000, 16, generator=generator).bfloat16()
+    targets = torch.randint(3000, (50,), generator=generator)
+    rows = torch.arange(50)
+    logits = hidden @ weight.T  # as rounded as the hardware rounds them
+    right = logits.double().log_softmax(-1)[rows, targets]
+    naive = logits.log_softmax(-1)[rows, targets]
+    found = linear_logps(hidden, weight, targets)
+    assert found.dtype == torch.float32
+    assert (naive.double() - right).abs().max() > 0.02
+    assert (found.double() - right).abs().max() < 1e-5
+
+
+def test_g11_accumulated_micro_batches_are_the_whole_batch() -> None:
+    """Short and long completions together, where a mean of means would differ."""
+    model = with_adapter(small_model())
+    batch = [Sequence(A, (7, 2)), Sequence(B, tuple(range(10, 30))), Sequence((1, 4), (3,))]
+    total = sum(len(s.completion_ids) for s in batch)
+    sft_loss(score(model, batch), total).backward()
+    whole = gradients(model)
+    parts = list(micro_batches(batch, lambda s: (s,), 1))
+    assert len(parts) == 3
+    for part in parts:
+        sft_loss(score(model, part), total).backward()
+    for own, right in zip(gradients(model), whole, strict=True):
+        torch.testing.assert_close(own, right, rtol=1e-4, atol=1e-6)
+
+
+def test_g12_a_fresh_adapter_is_the_identity_and_scaled_by_alpha_over_rank() -> None:
+    model = small_model()
+    sequences = [Sequence(A, (7, 8, 2))]
+    base = score(model, sequences)
+    apply_lora(model, LoRAConfig(rank=4, alpha=8.0, dropout=0.0))
+    assert torch.equal(score(model, sequences), base)
+    with_adapter(model, scale=0.2)
+    name, layer = next(iter(lora_layers(model).items()))
+    product = layer.lora_B["default"] @ layer.lora_A["default"]
+    torch.testing.assert_close(layer.delta("default"), 2 * product, msg=name)
+
+
+def test_g12_the_head_carries_no_adapter_which_fused_losses_would_not_see() -> None:
+    with pytest.raises(InputError, match="lm_head"):
+        apply_lora(small_model(), LoRAConfig(target_modules=("q_proj", "lm_head")))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_g12_merging_changes_no_score_and_comes_off_bit_for_bit(tied: bool) -> None:
+    model = with_adapter(small_model(tie_word_embeddings=tied), scale=0.3)
+    sequences = [Sequence(A, (7, 8, 2)), Sequence(B, (3, 2))]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        apart = score(model, sequences)
+        with merged_adapter(model):
+            name = "model.layers.0.self_attn.q_proj"
+            assert not torch.equal(lora_layers(model)[name].weight, before[f"{name}.weight"])
+            torch.testing.assert_close(score(model, sequences), apart, rtol=0, atol=1e-4)
+        set_adapter(model, None)
+        assert (score(model, sequences) - apart).abs().max() > 0.1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_g12_adapters_are_float32_over_a_bfloat16_base() -> None:
+    model = with_adapter(small_model().to(torch.bfloat16))
+    assert {p.dtype for p in adapter_parameters(model, "default")} == {torch.float32}
+    score(model, [Sequence(A, (7, 2))]).sum().backward()
+    assert {g.dtype for g in gradients(model)} == {torch.float32}
+
+
+def test_g13_merging_into_bfloat16_reports_how_many_weights_changed() -> None:
+    """An update far below a weight's rounding vanishes; the person is told how much of it."""
+    shares = []
+    for scale in (1e-4, 0.02, 0.5):
+        model = with_adapter(small_model().to(torch.bfloat16), scale=scale)
+        layers = lora_layers(model).values()
+        before = [layer.weight.clone() for layer in layers]
+        shares.append(merge_adapter(model))
+        changed = sum(int((a != m.weight).sum()) for a, m in zip(before, layers, strict=True))
+        assert shares[-1] == changed / sum(a.numel() for a in before)
+    assert shares[0] < 0.01 < 0.2 < shares[1] < 0.9 < shares[2] <= 1
+    assert merge_adapter(with_adapter(small_model(), scale=1e-4)) > 0.5  # float32 keeps most
+
+
+def test_g14_the_chosen_log_probability_is_logged_and_nll_weight_holds_it_up(
+    tmp_path: Path,
+) -> None:
+    plain = {"max_steps": 12, "resample_every": 12, "learning_rate": 0.02}
+    final = {}
+    for weight in (0.0, 2.0):
+        config = small_config(nll_weight=weight, **plain)
+        steps = small_training(tmp_path / str(weight), config).steps("ditto")
+        assert all(step["logps/chosen"] < 0 for step in steps)
+        final[weight] = steps[-1]
+    assert final[2.0]["logps/chosen"] > final[0.0]["logps/chosen"] + 1
+    assert final[2.0]["nll/demonstrations"] < final[0.0]["nll/demonstrations"]
+
+
+def test_g15_reference_scores_do_not_outlive_their_adapter() -> None:
+    model = with_adapter(small_model(), "sft")
+    reference = ReferenceScores(model, "sft")
+    before = reference([Sequence(A, (7, 2))])
+    with torch.no_grad():
+        for parameter in adapter_parameters(model, "sft"):
+            parameter.mul_(2)
+    after = reference([Sequence(A, (7, 2))])
+    assert torch.equal(after, score(model, [Sequence(A, (7, 2))]).detach())
+    assert not torch.equal(after, before)
+
+
+def test_g16_replay_goes_by_rounds_and_pairs_of_models_are_newer_over_older() -> None:
+    pool = ComparisonPool([Sequence(A, (9, 2))])
+    for number in range(3):
+        written = [Completion("", (10 * number + s, 2), 0, "stop") for s in (0, 1)]
+        pool.add_round([[*written, Completion("", (9, 2), 0, "stop")]])
+
+    def drawn(kind: str) -> set[tuple[int, int]]:
+        mix = {name: float(name == kind) for name in DittoConfig().mix}
+        pairs = pool.draw(1000, mix, random.Random(0))
+        return {(p.chosen.completion_ids[0], p.rejected.completion_ids[0]) for p in pairs}
+
+    assert drawn("expert") == {(9, 20), (9, 21)}
+    assert drawn("replay") == {(9, 0), (9, 1), (9, 10), (9, 11)}
+    assert all(a != b for a, b in drawn("inter_model"))
+    assert (20, 1) in drawn("inter_model") and (1, 20) not in drawn("inter_model")
+    again = ComparisonPool(pool.demonstrations)
+    again.load_state(json.loads(json.dumps(pool.state())))
+    assert again.rounds == pool.rounds
+
+
+def test_g17_resuming_restores_moments_schedule_dropout_pool_and_reference(tmp_path: Path) -> None:
+    config = small_config(**{"lora.dropout": 0.5})
+    whole = small_training(tmp_path / "whole", config)
+    folder = tmp_path / "r"
+
+    def stop_at(stage: str, step: int) -> Callable[[Run], None]:
+        def prepare(run: Run) -> None:
+            log = run.log
+
+            def stopping(*line: Any) -> None:
+                log(*line)
+                run.interrupted |= line[:2] == (stage, step)
+
+            run.log = stopping  # type: ignore[method-assign]
+
+        return prepare
+
+    for count, prepare in enumerate((stop_at("sft", 1), stop_at("ditto", 2))):
+        torch.manual_seed(99 + count)
+        random.seed(99 + count)
+        with pytest.raises(Interrupted):
+            small_training(folder, config, prepare=prepare, resume=count > 0)
+    assert small_training(folder, config, resume=True).same_as(whole)
+
+
+def test_g18_ditto_samples_from_the_policy_as_it_is() -> None:
+    """No temperature and no filter in any recipe, and finished rows touch nobody else."""
+    for recipe in RECIPES.values():
+        knobs = recipe.sampling
+        assert (knobs.temperature, knobs.top_p, knobs.top_k) == (1.0, 1.0, 0)
+    model = small_model()
+    model.stop_ids = tuple(range(2, 60))
+    (together,) = sample(model, [list(A)], 12, SamplingConfig(10), seed=0)
+    (one_by_one,) = sample(model, [list(A)], 12, SamplingConfig(10, max_rows=1), seed=0)
+    assert len({len(c.ids) for c in together}) > 3
+    assert [c.ids for c in together] == [c.ids for c in one_by_one]
+
+
+def test_g18_sampling_uses_the_current_policy_and_its_logprobs_say_so(tmp_path: Path) -> None:
+    """Round 0 is written by the reference, later rounds by what was trained since."""
+    config = small_config(max_steps=6, learning_rate=0.02)
+    samples = small_training(tmp_path / "r", config).samples
+    gaps = {0: [0.0], 2: [0.0]}
+    for s in samples:
+        if s["reference_logp"] is not None and s["round"] in gaps:
+            gaps[s["round"]].append(abs(s["logprob"] - s["reference_logp"]))
+    assert max(gaps[0]) < 1e-3 and max(gaps[2]) > 0.1
+
+
+def test_g19_texts_that_were_trained_on_are_refused_as_held_out() -> None:
+    train = demonstrations(TEXTS)
+    new = demonstrations([("say hi", "something else")])
+    check_held_out(train, new)
+    stolen = Demonstration(new[0].messages, TEXTS[1][1], "test.jsonl, line 4")
+    with pytest.raises(InputError, match=r"test.jsonl, line 4: .*\(demos.jsonl, line 2\)"):
+        check_held_out(train, [*new, stolen])
+
+
+def test_g19_base_sft_and_ditto_are_measured_side_by_side(tmp_path: Path) -> None:
+    model = small_training(tmp_path / "r", small_config(learning_rate=0.02)).model
+    held_out = [encoded("something else"), encoded("so long")]
+    contestants = {"base": None, "sft": "sft", "ditto": "ditto"}
+    results = evaluate_held_out(
+        model,
+        contestants,
+        held_out,
+        beta=0.1,
+        n=2,
+        sampling=SamplingConfig(6),
+        seed=0,
+        max_tokens=100,
+    )
+    assert list(results) == ["base", "sft", "ditto"]
+    tokens = sum(len(s.completion_ids) for s in held_out)
+    for name, adapter in contestants.items():
+        set_adapter(model, adapter)
+        nats = -score(model, held_out).sum().item() / tokens
+        assert results[name].nats_per_token == pytest.approx(nats, rel=1e-5)
+        assert set(results[name].margins) == {"base", "sft"}  # against the answers of both rivals
+        assert [len(group) for group in results[name].answers] == [2, 2]
+    assert results["base"].margins == {"base": 0.0, "sft": 0.0}
+    assert len({r.nats_per_token for r in results.values()}) == 3
+
+
+def test_g20_no_autocast_and_no_device_by_name_outside_device_selection() -> None:
+    for name, node in nodes(ast.Attribute):
+        assert node.attr != "autocast", name
+        assert not (node.attr == "cuda" and not is_torch(node.value)), f"{name}: .cuda()"
+        allowed = name in ("weights.py",)
+        assert not (node.attr in ("cuda", "mps") and is_torch(node.value)) or allowed, name
+    for name, node in nodes(ast.Call):
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        named = [
+            v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)
+        ]
+        device = any(v.split(":")[0] in ("cuda", "mps") for v in named)
+        assert not device or name == "weights.py", f"{name}, line {node.lineno}"
+    for _, node in nodes(ast.Name):
+        assert node.id != "autocast"
+
+
+def is_torch(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "torch"
+
+
+def test_g20_no_tensor_is_left_on_another_device_than_the_model_s() -> None:
+    """On the meta device, which computes nothing, a tensor made elsewhere would be an error."""
+    model = with_adapter(small_model(sliding_window=4)).to("meta")
+    logps = linear_logps(
+        torch.empty(5, 32, device="meta"),
+        model.lm_head.weight,
+        torch.empty(5, device="meta").long(),
+    )
+    assert logps.device.type == "meta"
+    assert model.logits(torch.empty(2, 7, device="meta").long()).device.type == "meta"

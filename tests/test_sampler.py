@@ -1,0 +1,290 @@
+"""The sampler draws from the model's own distribution, whatever the batching, and stops in time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from toys import EOS, byte_tokenizer, small_model, with_adapter
+from transformers.generation.logits_process import (
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minialign.attention import PackedAttention
+from minialign.config import SamplingConfig
+from minialign.data import Sequence
+from minialign.errors import InputError
+from minialign.model import CausalLM
+from minialign.sampler import Completion, draw_tokens, generate, sample
+from minialign.scoring import score
+
+PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5, 6, 7]]
+STOPS = tuple(range(2, 34))  # an eighth of the vocabulary: rows end at very different lengths
+Groups = list[list[Completion]]
+
+
+def stopping_model(**changes: Any) -> CausalLM:
+    model = small_model(**changes)
+    model.stop_ids = STOPS
+    return model
+
+
+def draw(model: CausalLM, n: int = 5, seed: int = 0, new: int = 12, **knobs: Any) -> Groups:
+    return sample(model, PROMPTS, n, SamplingConfig(new, **knobs), seed=seed)
+
+
+def ids_of(groups: Groups) -> list[list[tuple[int, ...]]]:
+    return [[completion.ids for completion in group] for group in groups]
+
+
+def pairs_of(groups: Groups) -> list[tuple[list[int], Completion]]:
+    return [(p, c) for p, group in zip(PROMPTS, groups, strict=True) for c in group]
+
+
+# ---- the distribution ----
+
+
+@pytest.mark.parametrize("window", [None, 2, 4, 100])
+@pytest.mark.parametrize("knobs", [{}, {"temperature": 0.5, "top_k": 20, "top_p": 0.9}], ids=str)
+def test_logprob_of_a_sample_is_its_score(window: int | None, knobs: dict[str, Any]) -> None:
+    """Under the model as it is, whatever temperature or filter drew the tokens."""
+    model = with_adapter(stopping_model(sliding_window=window))
+    groups = draw(model, **knobs)
+    assert len({len(c.ids) for group in groups for c in group}) > 4  # a ragged batch
+    with torch.no_grad():
+        expected = score(model, [Sequence(tuple(p), c.ids) for p, c in pairs_of(groups)])
+    found = torch.tensor([c.logprob for _, c in pairs_of(groups)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 2, 4, 7])
+def test_greedy_is_the_argmax_of_the_full_forward_pass(window: int | None) -> None:
+    model = stopping_model(sliding_window=window)
+    for prompt, completion in pairs_of(draw(model, n=1, temperature=0)):
+        ids = torch.tensor([[*prompt, *completion.ids]])
+        likeliest = model.logits(ids)[0].argmax(-1)
+        assert completion.ids == tuple(likeliest[len(prompt) - 1 : -1].tolist())
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 3, 7])
+def test_the_same_seed_gives_the_same_ids_for_every_max_rows(max_rows: int) -> None:
+    model = stopping_model()
+    together, apart = draw(model, max_rows=64), draw(model, max_rows=max_rows)
+    assert ids_of(together) == ids_of(apart)
+    for (_, a), (_, b) in zip(pairs_of(together), pairs_of(apart), strict=True):
+        assert a.finish_reason == b.finish_reason and a.logprob == pytest.approx(
+            b.logprob, abs=1e-4
+        )
+
+
+def test_another_seed_prompt_or_sample_number_draws_differently() -> None:
+    model = stopping_model()
+    first, again, other = (ids_of(draw(model, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    drawn = first[0] + first[3]  # the same prompt twice: ten samples of one distribution
+    assert len(set(drawn)) == 10
+
+
+def test_samples_do_not_depend_on_how_many_there_are() -> None:
+    model = stopping_model()
+    many, few = ids_of(draw(model, n=5)), ids_of(draw(model, n=2))
+    assert [group[:2] for group in many] == few
+    assert all(group == [] for group in draw(model, n=0))
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}], ids=str)
+def test_each_sampling_knob_changes_what_is_drawn(knobs: dict[str, Any]) -> None:
+    model = stopping_model()
+    assert ids_of(draw(model)) != ids_of(draw(model, **knobs))
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5, 0.4, -3.0, 1.0, 0.0, -0.5, 0.9, -2.0]])
+KNOBS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.0},
+    {"top_k": 1},
+    {"top_k": 3},
+    {"top_p": 0.35},
+    {"top_p": 0.8},
+    {"temperature": 0.5, "top_k": 6, "top_p": 0.9},
+]
+
+
+def exact_probabilities(logits: torch.Tensor, knobs: dict[str, Any]) -> torch.Tensor:
+    """transformers' warpers in its order, with its defaults for what is not asked for."""
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    if "temperature" in knobs:
+        logits = TemperatureLogitsWarper(knobs["temperature"])(ids, logits)
+    if "top_k" in knobs:
+        logits = TopKLogitsWarper(knobs["top_k"])(ids, logits)
+    if "top_p" in knobs:
+        logits = TopPLogitsWarper(knobs["top_p"])(ids, logits)
+    return logits.double().softmax(-1)[0]
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_draw_tokens_has_exactly_the_right_probabilities(knobs: dict[str, Any]) -> None:
+    """Evenly spaced uniforms hit each token in proportion to its probability, to 1 in 20,000."""
+    count = 20_000
+    uniforms = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    logps = LOGITS.log_softmax(-1)
+    ids = draw_tokens(logps.expand(count, -1), uniforms, SamplingConfig(**knobs))
+    exact = exact_probabilities(LOGITS, knobs)
+    frequencies = ids.bincount(minlength=LOGITS.shape[1]) / count
+    torch.testing.assert_close(frequencies.double(), exact, rtol=0, atol=1.5 / count)
+    assert set(ids.tolist()) <= set(exact.nonzero().flatten().tolist())
+
+
+def test_rows_with_different_filters_in_effect_do_not_mix() -> None:
+    """Row by row, the same answer as each row alone."""
+    logps = torch.stack([LOGITS[0], LOGITS[0].flip(0), 5 * LOGITS[0]]).log_softmax(-1)
+    uniforms = torch.tensor([0.1, 0.6, 0.95])
+    for knobs in KNOBS:
+        config = SamplingConfig(**knobs)
+        alone = [
+            draw_tokens(logps[i : i + 1], uniforms[i : i + 1], config).item() for i in range(3)
+        ]
+        assert draw_tokens(logps, uniforms, config).tolist() == alone
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_the_largest_and_smallest_uniform_draw_allowed_tokens(knobs: dict[str, Any]) -> None:
+    """The first and last tokens of this vocabulary are impossible: 0 must not draw the first; and
+    1 - 2^-53 is 1 in float32, which no cumulative probability exceeds.
+    """
+    uniforms = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    impossible = torch.full((1, 3), -torch.inf)
+    logps = torch.cat((impossible, LOGITS, impossible), dim=1).log_softmax(-1)
+    exact = exact_probabilities(logps, knobs)
+    ids = draw_tokens(logps.expand(2, -1), uniforms, SamplingConfig(**knobs))
+    allowed = exact.nonzero().flatten()
+    assert ids[0] == allowed[0]
+    assert ids[1] == allowed[exact[allowed] > 1e-6][-1]
+
+
+def test_temperature_zero_is_argmax_whatever_the_uniform() -> None:
+    uniforms = torch.tensor([0.0, 0.5, 0.999])
+    ids = draw_tokens(LOGITS.expand(3, -1), uniforms, SamplingConfig(temperature=0))
+    assert ids.tolist() == [0, 0, 0]
+
+
+# ---- endings ----
+
+
+def test_a_stop_token_ends_a_row_and_is_kept_otherwise_the_length_does() -> None:
+    groups = draw(stopping_model(), n=10)
+    reasons = set()
+    for _, completion in pairs_of(groups):
+        reasons.add(completion.finish_reason)
+        assert not any(token in STOPS for token in completion.ids[:-1])
+        if completion.finish_reason == "stop":
+            assert completion.ids[-1] in STOPS and len(completion.ids) <= 12
+        else:
+            assert completion.ids[-1] not in STOPS and len(completion.ids) == 12
+    assert reasons == {"stop", "length"}
+
+
+def test_a_stop_token_in_the_last_place_is_a_stop() -> None:
+    model = small_model()
+    model.stop_ids = tuple(range(model.config.vocab_size))
+    assert {c.finish_reason for _, c in pairs_of(draw(model, new=1))} == {"stop"}
+    model.stop_ids = ()
+    assert {c.finish_reason for _, c in pairs_of(draw(model, new=1))} == {"length"}
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 7, 64])
+def test_every_token_is_computed_once_and_a_finished_row_costs_nothing(max_rows: int) -> None:
+    """The last token of a completion predicts nothing that is drawn, so it is never fed."""
+    model = stopping_model()
+    prefill: list[int] = []
+    decode: list[int] = []
+
+    def count(module: CausalLM, args: tuple[Any, ...]) -> None:
+        (prefill if isinstance(args[2], PackedAttention) else decode).append(len(args[0]))
+
+    model.register_forward_pre_hook(count)
+    groups = draw(model, n=5, max_rows=max_rows)
+    assert sum(decode) == sum(len(c.ids) - 1 for _, c in pairs_of(groups))
+    assert max(decode, default=0) <= max_rows
+    if max_rows == 64:  # all samples join at once: one forward pass reads each distinct prompt once
+        assert prefill == [3 + 1 + 10]
+        assert len(decode) == max(len(c.ids) for _, c in pairs_of(groups)) - 1
+
+
+def test_on_token_sees_every_token_in_its_sample_s_order() -> None:
+    seen: dict[tuple[int, int], list[int]] = {}
+    groups = sample(
+        stopping_model(),
+        PROMPTS,
+        3,
+        SamplingConfig(12, max_rows=4),
+        seed=0,
+        on_token=lambda p, s, token: seen.setdefault((p, s), []).append(token),
+    )
+    expected = {(p, s): list(c.ids) for p, group in enumerate(groups) for s, c in enumerate(group)}
+    assert seen == expected
+
+
+@pytest.mark.parametrize("length", [128, 129, 500])
+def test_a_prompt_that_fills_the_context_is_refused(length: int) -> None:
+    with pytest.raises(InputError, match=f"the prompt has {length} tokens.*holds 128"):
+        sample(small_model(), [[5], length * [5]], 1, SamplingConfig(4), seed=0)
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    with pytest.raises(InputError, match="empty prompt"):
+        sample(small_model(), [[5], []], 1, SamplingConfig(4), seed=0)
+
+
+def test_a_completion_never_outgrows_the_context() -> None:
+    """The limit is each prompt's own: the short one still gets its 20 tokens."""
+    model = small_model()
+    model.stop_ids = ()
+    (long,), (short,) = sample(model, [126 * [5], [5]], 1, SamplingConfig(20), seed=0)
+    assert len(long.ids) == 2 and long.finish_reason == "length"
+    assert len(short.ids) == 20
+    with torch.no_grad():
+        expected = score(model, [Sequence(tuple(126 * [5]), long.ids)]).item()
+    assert long.logprob == pytest.approx(expected, abs=1e-4)
+
+
+# ---- around it ----
+
+
+def test_sampling_uses_no_dropout_and_leaves_the_model_in_its_mode() -> None:
+    model = with_adapter(stopping_model(), dropout=0.9)
+    expected = ids_of(draw(model))
+    model.train()
+    assert ids_of(draw(model)) == expected
+    assert model.training
+
+
+def test_the_global_random_state_is_neither_used_nor_moved() -> None:
+    model = stopping_model()
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = ids_of(draw(model))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert ids_of(draw(model)) == first
+
+
+def test_generate_encodes_decodes_and_samples() -> None:
+    model, tokenizer = small_model(), byte_tokenizer()
+    knobs = {"max_new_tokens": 8, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 3}
+    groups = generate(
+        model, tokenizer, ["say hi", [{"role": "user", "content": "bye"}]], n=2, **knobs
+    )
+    prompts = [tokenizer.encode_prompt("say hi"), tokenizer.encode_prompt("bye")]
+    config = SamplingConfig(8, temperature=0.7, top_k=50, top_p=0.9)
+    assert ids_of(groups) == ids_of(sample(model, prompts, 2, config, seed=3))
+    for group in groups:
+        for completion in group:
+            assert completion.text == tokenizer.decode(completion.ids)
+    model.lm_head.weight.data[EOS] *= 100  # certain to stop or never: the text shows no end token
+    for (completion,) in generate(model, tokenizer, ["hi", "a", "b"], max_new_tokens=3):
+        assert "</s>" not in completion.text
