@@ -55,6 +55,7 @@ def train(job: Job) -> None:
     from minialign.run import Interrupted
     from minialign.weights import load_for
 
+    print(f"loading {job.options.model}, timing a few steps ...", file=sys.stderr, flush=True)
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
     print(describe(model, job, Speed.measured(model, job)), flush=True)
