@@ -200,6 +200,7 @@ def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
             return
         if text == "/reset":
             messages = []
+            print("forgotten")
         elif command[:1] == ["/adapter"] and command[1:] in (["on"], ["off"]):
             if adapter is None:
                 print("there is no adapter: start with --adapter")

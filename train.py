@@ -55,9 +55,9 @@ def train(job: Job) -> None:
     from minialign.run import Interrupted
     from minialign.weights import load_for
 
-    print(f"loading {job.options.model}, timing a few steps ...", file=sys.stderr, flush=True)
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
+    print("timing a few steps ...", file=sys.stderr, flush=True)  # all refusals come before this
     print(describe(model, job, Speed.measured(model, job)), flush=True)
     before = answer(model, job, None)
     run = open_run(job)

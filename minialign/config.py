@@ -221,7 +221,7 @@ class TrainOptions:
     )
     seed: int = knob(0, "the same seed gives the same run")
     micro_batch_tokens: int = knob(
-        2048, "tokens in flight at a time; memory, not results, depends on it"
+        2048, "tokens in flight at a time: memory depends on it, the gradient does not"
     )
     prompt: str = knob(
         "", "what is answered before and after; by default the first held-out prompt"
@@ -290,7 +290,7 @@ class EvaluateOptions:
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
     micro_batch_tokens: int = knob(
-        2048, "tokens in flight at a time; memory, not results, depends on it"
+        2048, "tokens in flight at a time: memory depends on it, the gradient does not"
     )
 
     def __post_init__(self) -> None:

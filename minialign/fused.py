@@ -106,7 +106,10 @@ def _shifted_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight.T in float32 or better."""
+    """hidden @ weight.T in float32 or better.
+
+    From half types a GPU accumulates and returns float32; a processor rounds to the half type once.
+    """
     if hidden.dtype in (torch.float32, torch.float64):
         return hidden @ weight.T
     if hidden.is_cuda:

@@ -100,6 +100,7 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
     checkpoint = find_checkpoint(options.model, options.revision or None)
     model_config = read_model_config(checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
+    _check_prompt(options.prompt, tokenizer, model_config.max_position_embeddings)
     limit = min(config.max_length, model_config.max_position_embeddings)
     encoded = [encode_demonstration(d, tokenizer, limit) for d in demonstrations]
     train = [sequence for sequence, _ in encoded]
@@ -152,6 +153,14 @@ def check_held_out(train: list[Demonstration], held_out: list[Demonstration]) ->
                 f"{demonstration.source}: a held-out text must be new, this one is trained on "
                 f"({learned[demonstration.completion]})"
             )
+
+
+def _check_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> None:
+    length = len(tokenizer.encode_prompt(prompt)) if prompt else 0
+    if length >= context:
+        raise InputError(
+            f"--prompt has {length} tokens, the model's context holds {context}: shorten it"
+        )
 
 
 def _with_sampling_length(config: DittoConfig, train: list[Sequence]) -> DittoConfig:

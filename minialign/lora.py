@@ -29,28 +29,8 @@ from minialign.config import LoRAConfig
 from minialign.data import read_json
 from minialign.errors import InputError
 
-__all__ = [
-    "LoRAConfig",
-    "LoRALinear",
-    "active_adapter",
-    "adapter_hash",
-    "adapter_parameters",
-    "adapter_state",
-    "apply_lora",
-    "base_fingerprint",
-    "copy_adapter",
-    "load_adapter",
-    "load_adapter_state",
-    "merge_adapter",
-    "merged_adapter",
-    "reference_policy",
-    "save_adapter",
-    "set_adapter",
-    "trainable_parameters",
-    "unmerge_adapter",
-]
-
 PEFT_PREFIX = "base_model.model."
+BASE_FILE = "base.json"  # ours, and optional: which model the adapter was trained on
 UNSUPPORTED = (
     "use_dora",
     "use_qalora",
@@ -241,8 +221,13 @@ def unmerge_adapter(model: nn.Module) -> None:
 
 @contextmanager
 def merged_adapter(model: nn.Module) -> Iterator[None]:
-    """Within the context the active adapter costs nothing; the weights come back bit for bit."""
-    merge_adapter(model)
+    """Within the context the active adapter costs nothing; the weights come back bit for bit.
+
+    Over a base of a half type it stays as it is: rounding the sum would lose small updates, and
+    what is sampled would not be the policy.
+    """
+    if next(model.parameters()).dtype == torch.float32:
+        merge_adapter(model)
     try:
         yield
     finally:
@@ -315,8 +300,11 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", "base_signs": base_fingerprint(model)}
-    save_file(adapter_state(model, name), folder / "adapter_model.safetensors", metadata=metadata)
+    # one metadata entry: of two, safetensors writes now the one, now the other first
+    file = folder / "adapter_model.safetensors"
+    save_file(adapter_state(model, name), file, metadata={"format": "pt"})
+    base = {"base_signs": base_fingerprint(model)}
+    (folder / BASE_FILE).write_text(json.dumps(base) + "\n")
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -363,11 +351,10 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     file = folder / "adapter_model.safetensors"
     try:
         with safe_open(file, framework="pt") as tensors:
-            metadata = tensors.metadata() or {}
             state = {key: tensors.get_tensor(key) for key in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    made_for = metadata.get("base_signs")
+    made_for = read_json(folder / BASE_FILE)["base_signs"] if (folder / BASE_FILE).exists() else ""
     if made_for and made_for != base_fingerprint(model):
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"

@@ -47,8 +47,9 @@ def dpo_loss(
 ) -> PreferenceLoss:
     """Direct preference optimization (Rafailov et al. 2023, arXiv 2305.18290, equation 7).
 
-        r(y) = beta [log pi(y|x) - log pi_ref(y|x)] loss = -(1 - s) log sigmoid(r(chosen) -
-        r(rejected)) - s log sigmoid(r(rejected) - r(chosen))
+        r(y) = beta [log pi(y|x) - log pi_ref(y|x)]
+        m    = r(chosen) - r(rejected)
+        loss = -(1 - s) log sigmoid(m) - s log sigmoid(-m)
 
     with label smoothing s (conservative DPO: the share of labels taken to be wrong). All
     log-probabilities are *summed* over the completion, (B,). At policy = reference the loss is ln 2

@@ -85,6 +85,7 @@ def check_unfinished(folder: Path) -> None:
             else "the run was stopped before it saved anything: start it again with --overwrite"
         )
         raise InputError(f"{folder}: {problem}")
+    _State.check(_state_file(folder))
 
 
 def _state_file(folder: Path) -> Path:
@@ -373,10 +374,16 @@ class _State:
 
     @classmethod
     def read(cls, file: Path) -> _State:
+        facts = cls.check(file)
+        with safe_open(file, framework="pt") as opened:
+            return cls(facts, {key: opened.get_tensor(key) for key in opened.keys()})
+
+    @staticmethod
+    def check(file: Path) -> dict[str, Any]:
+        """The facts alone. Raises InputError where the file is not there, or not whole."""
         try:
             with safe_open(file, framework="pt") as opened:
-                facts = json.loads(opened.metadata()["facts"])
-                return cls(facts, {key: opened.get_tensor(key) for key in opened.keys()})
+                return json.loads(opened.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{file.parent}: no state to go on from ({error}): start the run again"

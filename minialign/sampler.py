@@ -1,9 +1,8 @@
-"""The verb that writes: completions as token ids, with their log-probabilities and the reason why
-they ended.
+"""The verb that writes: completions as token ids, with log-probabilities and why they ended.
 
-Each distinct prompt is read once, and its keys and values are shared by its n samples. All samples
-of all prompts wait in one queue for `max_rows` rows: a row that ends leaves at once and the next
-prompt takes its place. Every sample has a random stream of its own, keyed by (seed, prompt,
+A prompt is read once for all its samples that begin together, which share its keys and values. All
+samples of all prompts wait in one queue for `max_rows` rows: a row that ends leaves at once and the
+next sample takes its place. Every sample has a random stream of its own, keyed by (seed, prompt,
 sample), so the result does not depend on how rows were batched.
 
 Shape letters: B live rows, V vocabulary.

@@ -24,6 +24,7 @@ from minialign.cli import run_main
 from minialign.model import ModelConfig
 
 ROOT = Path(__file__).parents[1]
+LOADING = "timing a few steps ...\n"  # train.py's word on stderr before a silent while
 CONFIG = ModelConfig(
     vocab_size=VOCAB_SIZE,
     hidden_size=32,

@@ -47,13 +47,14 @@ def check_refused(workplace: Path, script: str, arguments: list[str], said: list
     module = {"train": train, "sample": sample, "evaluate": evaluate}[script]
     before = tree(workplace)
     outcome = call(module, *arguments, cwd=workplace)
-    assert outcome.err.startswith(f"{script}.py: ")
-    assert outcome.err.endswith("\n") and outcome.err.count("\n") == 1, outcome.err
+    error = outcome.err
+    assert error.startswith(f"{script}.py: ")
+    assert error.endswith("\n") and error.count("\n") == 1, error
     assert outcome.code == 2
     assert outcome.out == ""
     assert tree(workplace) == before
     for part in said:
-        assert part in outcome.err
+        assert part in error
 
 
 def nothing(_: Path) -> None:
@@ -239,7 +240,7 @@ TRAIN: dict[str, tuple[Prepare, list[str], list[str]]] = {
     "a --prompt longer than the context": (
         nothing,
         [*TOY, "--out", "new", "--prompt", LONG],
-        ["the prompt has", "256", "shorten it"],
+        ["--prompt has", "context holds 256", "shorten it"],
     ),
     "an output folder that holds another run": (
         nothing,

@@ -116,10 +116,17 @@ def test_identical_texts_are_left_out_and_repeated_ones_count_once() -> None:
     assert len(everything(pool, "expert")) == 2
     assert texts(everything(pool, "replay")) == {(0, (9,), (10,))}
     assert len(everything(pool, "replay")) == 1
-    # newer (10 9 20 20) over older (9 10 10)
-    expected = {((10,), (9,)), ((9,), (10,)), ((20,), (9,)), ((20,), (10,))}
+    # newer (10 9 20 20) over older (9 10 10), but 9 is the demonstration: nothing is better
+    expected = {((9,), (10,)), ((20,), (10,))}
     assert {pair[1:] for pair in texts(everything(pool, "inter_model"))} == expected
-    assert len(everything(pool, "inter_model")) == 4
+    assert len(everything(pool, "inter_model")) == 2
+
+
+def test_no_demonstration_is_ever_the_worse_text() -> None:
+    """The model may write one demonstration by heart in answer to another with the same prompt."""
+    pool = make_pool([Sequence(P, (8,)), Sequence(P, (9,))], [[(9,), (10,)], [(8,), (11,)]])
+    expected = {(0, (8,), (10,)), (1, (9,), (11,))}
+    assert texts(everything(pool, "expert")) == expected
 
 
 def test_a_round_that_only_repeats_the_demonstration_offers_nothing() -> None:

@@ -229,10 +229,7 @@ def test_merged_weights_are_w_plus_scaled_b_a_and_unmerging_restores_every_bit(
     assert torch.equal(logits(adapted), unmerged)
 
 
-def test_a_merged_block_that_breaks_off_restores_every_bit_of_a_half_base(
-    toy_model: CausalLM,
-) -> None:
-    toy_model.to(torch.bfloat16)
+def test_a_merged_block_that_breaks_off_restores_every_bit(toy_model: CausalLM) -> None:
     apply_lora(toy_model, CONFIG)
     fill(toy_model, "default")
     layers = lora_layers(toy_model)
@@ -241,6 +238,21 @@ def test_a_merged_block_that_breaks_off_restores_every_bit_of_a_half_base(
         assert not any(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
         raise RuntimeError
     assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
+
+
+def test_a_half_base_stays_unmerged_so_that_the_policy_itself_is_sampled(
+    toy_model: CausalLM,
+) -> None:
+    """Rounded into bfloat16, most of a small update would be gone from what is sampled."""
+    toy_model.to(torch.bfloat16)
+    apply_lora(toy_model, CONFIG)
+    fill(toy_model, "default", std=1e-3)
+    before = logits(toy_model)
+    weights = {name: layer.weight.clone() for name, layer in lora_layers(toy_model).items()}
+    with merged_adapter(toy_model):
+        assert torch.equal(logits(toy_model), before)
+        layers = lora_layers(toy_model).items()
+        assert all(torch.equal(layer.weight, weights[name]) for name, layer in layers)
 
 
 @pytest.mark.parametrize(("std", "low", "high"), [(1e-3, 0.0, 0.1), (0.3, 0.9, 1.0)])

@@ -102,7 +102,11 @@ class ComparisonPool:
         return dealt[:count]
 
     def _candidates(self, kind: Kind, index: int) -> list[Comparison]:
-        """Every comparison of a kind that one demonstration offers, but of equal texts."""
+        """Every comparison of a kind that one demonstration offers.
+
+        A text is never compared with itself, and no demonstration is ever the worse text: a model
+        that knows one by heart may write it, in answer to another that shares its prompt as well.
+        """
         demonstration = self.demonstrations[index]
         rounds = [[sample.sequence for sample in groups[index]] for groups in self.rounds]
         if kind == "expert":
@@ -115,7 +119,8 @@ class ComparisonPool:
                 for older, newer in itertools.combinations(rounds, 2)
                 for pair in itertools.product(newer, older)
             ]
-        distinct = dict.fromkeys(pair for pair in pairs if pair[0] != pair[1])
+        best = set(self.demonstrations)
+        distinct = dict.fromkeys((a, b) for a, b in pairs if a != b and b not in best)
         return [Comparison(kind, index, chosen, rejected) for chosen, rejected in distinct]
 
     def state(self) -> list[list[list[dict[str, Any]]]]:
