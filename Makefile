@@ -10,10 +10,13 @@ BIN = $(VENV)/bin
 # Without the default model (no network, say) the tests that need it are skipped, and say so.
 fetch = -$(BIN)/python -m minialign.checkpoints
 
+# What the default is without a GPU: the demonstration is the same everywhere.
+SMALL = --model smollm2-135m-instruct --recipe laptop
+
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python train.py --method ditto --demos examples/emails.jsonl --overwrite
+	$(BIN)/python train.py --method ditto --demos examples/emails.jsonl $(SMALL) --overwrite
 
 test: $(VENV)/.test
 	$(fetch)
@@ -36,9 +39,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# torch first and by itself: a torch that is there already (a GPU build, say) is kept as it is.
 $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf]"
 	touch $@
 

@@ -127,9 +127,9 @@ def table(
         rows += [
             (
                 f"reward margin over {rival}'s answers",
-                [f"{c.margins[rival]:+.2f}" for c in columns],
+                ["-", *(f"{c.margins[rival]:+.2f}" for c in columns[1:])],
             ),
-            ("  ... positive in", [f"{c.wins[rival]:.0%}" for c in columns]),
+            ("  ... positive in", ["-", *(f"{c.wins[rival]:.0%}" for c in columns[1:])]),
         ]
     rows += [
         ("answers that end by themselves", [f"{c.stops:.0%}" for c in columns]),

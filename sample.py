@@ -30,7 +30,6 @@ HELP = (
 def parse(arguments: list[str]) -> SampleOptions:
     parser = OneLineParser("sample.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     add_flags(parser, SampleOptions, "options [default]", SampleOptions())
-    parser.add_argument("-n", dest="n", type=int, help="the same as --n", default=1)
     return config_from_flags(SampleOptions(), vars(parser.parse_args(arguments)))
 
 
@@ -48,8 +47,7 @@ def main() -> None:
     elif options.out:
         write_answers(model, tokenizer, prompts, options)
     else:
-        for messages in prompts:
-            stream(model, tokenizer, messages, options)
+        stream(model, tokenizer, prompts, options)
 
 
 def read_prompts(options: SampleOptions) -> list[Messages]:
@@ -74,6 +72,8 @@ def check_out(file: Path, overwrite: bool) -> None:
     existing = next(path for path in file.absolute().parents if path.exists())
     if not existing.is_dir():
         raise InputError(f"{existing}: is a file: choose another --out")
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"{existing}: cannot be written to: choose another --out")
 
 
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
@@ -83,10 +83,11 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.weights import load
 
     folder = adapter_folder(options.adapter) if options.adapter else None
-    name = options.model or (base_of(folder) if folder else DEFAULT_MODEL)
-    model, tokenizer = load(
-        name, revision=options.revision or None, dtype=options.dtype, device=options.device
-    )
+    name, revision = options.model or DEFAULT_MODEL, options.revision or None
+    if folder and not options.model:
+        name, trained_on = base_of(folder)
+        revision = revision or trained_on
+    model, tokenizer = load(name, revision=revision, dtype=options.dtype, device=options.device)
     if folder:
         load_adapter(model, folder)
     return model, tokenizer
@@ -103,18 +104,21 @@ def generation(options: SampleOptions) -> dict[str, Any]:
 
 
 class Printer:
-    """Prints the samples one after the other while all are being written: always the first
-    unfinished one, live.
+    """Prints the samples one after the other while all are being written.
+
+    Always the first unfinished one, live; `prompts` are shown above their answers, if several.
     """
 
-    def __init__(self, tokenizer: Tokenizer, n: int, stop_ids: tuple[int, ...]) -> None:
-        self.tokenizer, self.stop_ids = tokenizer, stop_ids
-        self.ids: list[list[int]] = [[] for _ in range(n)]
+    def __init__(
+        self, tokenizer: Tokenizer, n: int, stop_ids: tuple[int, ...], prompts: list[str]
+    ) -> None:
+        self.tokenizer, self.n, self.stop_ids, self.prompts = tokenizer, n, stop_ids, prompts
+        self.ids: list[list[int]] = [[] for _ in range(n * len(prompts))]
         self.current = 0
         self.shown: str | None = None  # of the current sample; None before its title
 
     def __call__(self, prompt: int, sample: int, token: int) -> None:
-        self.ids[sample].append(token)
+        self.ids[prompt * self.n + sample].append(token)
         while self.current < len(self.ids) and self.ids[self.current]:
             ended = self.ids[self.current][-1] in self.stop_ids
             self._print_new(ended)
@@ -122,17 +126,18 @@ class Printer:
                 return
 
     def finish(self) -> None:
-        """Everything is written: prints what is left. A sample that was cut off has no stop token
-        to tell its end.
-        """
+        """Everything is written: prints what is left; what was cut off has no stop token."""
         while self.current < len(self.ids):
             self._print_new(True)
 
     def _print_new(self, ended: bool) -> None:
         if self.shown is None:
             self.shown = ""
-            if len(self.ids) > 1:
-                print(f"--- {self.current + 1} of {len(self.ids)} ---")
+            prompt, sample = divmod(self.current, self.n)
+            if len(self.prompts) > 1 and sample == 0:
+                print(f"=== {self.prompts[prompt]} ===\n")
+            if self.n > 1:
+                print(f"--- {sample + 1} of {self.n} ---")
         text = self.tokenizer.decode(self.ids[self.current])
         if not ended:
             text = text.rstrip("\ufffd")  # half a character waits for its other bytes
@@ -143,36 +148,44 @@ class Printer:
 
 
 def stream(
-    model: CausalLM, tokenizer: Tokenizer, messages: Messages, options: SampleOptions
+    model: CausalLM, tokenizer: Tokenizer, prompts: list[Messages], options: SampleOptions
 ) -> str:
-    """Prints n answers as they are written; returns the first."""
+    """Prints n answers to each prompt as they are written; returns the very first."""
     from minialign.sampler import generate
 
-    printer = Printer(tokenizer, options.n, model.stop_ids)
-    (group,) = generate(
-        model, tokenizer, [messages], n=options.n, on_token=printer, **generation(options)
+    asked = [messages[-1]["content"] for messages in prompts]
+    printer = Printer(tokenizer, options.n, model.stop_ids, asked)
+    groups = generate(
+        model, tokenizer, prompts, n=options.n, on_token=printer, **generation(options)
     )
     printer.finish()
-    return group[0].text
+    return groups[0][0].text
 
 
 def write_answers(
     model: CausalLM, tokenizer: Tokenizer, prompts: list[Messages], options: SampleOptions
 ) -> None:
     """A line a completion, in the form of demonstrations; the file appears whole or not at all."""
+    from tqdm import tqdm
+
     from minialign.sampler import generate
 
-    groups = generate(model, tokenizer, prompts, n=options.n, **generation(options))
+    with tqdm(desc="writing", unit="token", disable=not sys.stderr.isatty()) as bar:
+        groups = generate(
+            model,
+            tokenizer,
+            prompts,
+            n=options.n,
+            on_token=lambda *_: bar.update(),
+            **generation(options),
+        )
     partial = Path(options.out + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "w", encoding="utf-8") as file:
         for messages, group in zip(prompts, groups, strict=True):
             for number, completion in enumerate(group):
-                single = len(messages) == 1
-                prompt = {"prompt": messages[0]["content"]} if single else {"context": messages}
                 line = {
-                    **prompt,
-                    "completion": completion.text,
+                    **as_demonstration(messages, completion.text),
                     "sample": number,
                     "finish_reason": completion.finish_reason,
                     "logprob": completion.logprob,
@@ -180,6 +193,12 @@ def write_answers(
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     os.replace(partial, options.out)
     print(f"{options.out}: {sum(map(len, groups))} answers to {len(prompts)} prompts")
+
+
+def as_demonstration(messages: Messages, text: str) -> dict[str, Any]:
+    if len(messages) == 1:
+        return {"prompt": messages[0]["content"], "completion": text}
+    return {"messages": [*messages, {"role": "assistant", "content": text}]}
 
 
 def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
@@ -213,7 +232,7 @@ def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
             messages.append({"role": "user", "content": text})
             try:
                 messages.append(
-                    {"role": "assistant", "content": stream(model, tokenizer, messages, options)}
+                    {"role": "assistant", "content": stream(model, tokenizer, [messages], options)}
                 )
             except InputError as error:  # the conversation has outgrown the context
                 print(f"{error}; /reset starts anew")

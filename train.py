@@ -56,6 +56,7 @@ def train(job: Job) -> None:
     from minialign.weights import load_for
 
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
+    model.revision = job.options.revision or None
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
     print("timing a few steps ...", file=sys.stderr, flush=True)  # all refusals come before this
     print(describe(model, job, Speed.measured(model, job)), flush=True)
@@ -111,9 +112,10 @@ def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
 
 
 def show(job: Job, before: str, after: str) -> None:
-    for title, text in (("prompt", job.prompt), ("before", before), ("after", after)):
+    asked = job.prompt[-1]["content"]
+    for title, text in (("prompt", asked), ("before", before), ("after", after)):
         print(f"--- {title} ---\n{text}\n")
-    out, prompt = shlex.quote(str(job.out)), shlex.quote(job.prompt)
+    out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
     if job.held_out:
         print(f"      python evaluate.py {out}")

@@ -1,4 +1,4 @@
-"""Who may look at whom: the three ways in which a flat list of tokens attends.
+"""Who may look at whom: the two ways in which a flat list of tokens attends.
 
 The model never sees a batch dimension. It is handed N tokens in a row, with their positions, and an
 *attention layout* that knows which of them belong together. So the linear layers, nearly all of the
@@ -7,7 +7,7 @@ forward pass.
 
 * `PackedAttention`: sequences laid end to end; a completion also sees the prompt of its group
   (scoring, prefill).
-* `KVCache.attend`: one new token per row against that row's cached keys and values (generation).
+* `KVCache.step`: one new token per row against that row's cached keys and values (generation).
 
 Shape letters: N tokens in the flat list, H query heads, K key-value heads, Hd head size, L layers,
 B rows, S cache length. A window of W means that a token sees itself and the W - 1 tokens before it,

@@ -65,7 +65,8 @@ def add_flags(
             options["choices"] = typing.get_args(flag.type)
         else:
             options |= {"type": _converter(flag.type), "metavar": _metavar(flag.type)}
-        group.add_argument("--" + flag.name.replace("_", "-"), **options)
+        short = ["-" + flag.name] if len(flag.name) == 1 else []
+        group.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
 
 
 def config_from_flags(base: T, given: dict[str, Any]) -> T:

@@ -85,7 +85,7 @@ class SamplingConfig:
     )
     top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
     max_rows: int = knob(
-        64, "completions written at the same time; memory, not results, depends on it"
+        64, "completions written at the same time: memory depends on it, the result does not"
     )
 
     def __post_init__(self) -> None:
@@ -221,7 +221,8 @@ class TrainOptions:
     )
     seed: int = knob(0, "the same seed gives the same run")
     micro_batch_tokens: int = knob(
-        2048, "tokens in flight at a time: memory depends on it, the gradient does not"
+        2048,
+        "tokens in flight, or one prompt's, if more: memory depends on it, the gradient does not",
     )
     prompt: str = knob(
         "", "what is answered before and after; by default the first held-out prompt"
@@ -237,7 +238,7 @@ class TrainOptions:
             self.micro_batch_tokens >= 1,
             f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
         )
-        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class SampleOptions:
             self.max_new_tokens >= 1,
             f"max_new_tokens must be at least 1, not {self.max_new_tokens}",
         )
-        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
         SamplingConfig(
             self.max_new_tokens, self.temperature, self.top_p, self.top_k
         )  # checks the rest
@@ -290,13 +291,14 @@ class EvaluateOptions:
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
     micro_batch_tokens: int = knob(
-        2048, "tokens in flight at a time: memory depends on it, the gradient does not"
+        2048,
+        "tokens in flight, or one prompt's, if more: memory depends on it, the gradient does not",
     )
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
         require(self.show >= 0, f"show must not be negative, not {self.show}")
-        require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
         require(
             self.micro_batch_tokens >= 1,
             f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",

@@ -101,11 +101,11 @@ def _shifted_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits minus their largest, row by row: their exponentials neither overflow nor lose the
     digits that a large logsumexp would take up.
     """
-    logits = _logits(hidden, weight)
+    logits = head_logits(hidden, weight)
     return logits.sub_(logits.amax(1, keepdim=True))
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden @ weight.T in float32 or better.
 
     From half types a GPU accumulates and returns float32; a processor rounds to the half type once.

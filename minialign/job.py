@@ -21,6 +21,7 @@ from minialign.cli import config_from_dict, config_from_flags
 from minialign.config import RECIPES, DittoConfig, TrainOptions
 from minialign.data import (
     Demonstration,
+    Messages,
     Sequence,
     encode_demonstration,
     held_out_split,
@@ -53,7 +54,7 @@ class Job:
     train: list[Sequence]
     held_out: list[Sequence]
     warnings: list[str]
-    prompt: str
+    prompt: Messages  # what is answered before and after
 
     @property
     def out(self) -> Path:
@@ -116,8 +117,20 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
         train,
         [encode_demonstration(d, tokenizer, limit)[0] for d in held_out],
         [warning for _, warning in encoded if warning],
-        options.prompt or (held_out[0].prompt if held_out else DEFAULT_PROMPT),
+        _preview_prompt(options.prompt, demonstrations, held_out),
     )
+
+
+def _preview_prompt(
+    given: str, train: list[Demonstration], held_out: list[Demonstration]
+) -> Messages:
+    """What the person asked for; else a held-out prompt, if possible one not trained on."""
+    if given:
+        return [{"role": "user", "content": given}]
+    known = [d.messages for d in train]
+    unseen = [d.messages for d in held_out if d.messages not in known]
+    seen = [d.messages for d in held_out]
+    return [*unseen, *seen, [{"role": "user", "content": DEFAULT_PROMPT}]][0]
 
 
 def _with_default_paths(options: TrainOptions) -> TrainOptions:
@@ -208,12 +221,12 @@ def _sha256(path: str) -> str:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def inspect(job: Job, which: int = 0) -> str:
-    """The exact token stream of one demonstration: id, text, and whether the loss covers it."""
-    sequence = job.train[which]
+def inspect(job: Job) -> str:
+    """The exact tokens of the first demonstration: id, text, and whether the loss covers it."""
+    sequence = job.train[0]
     prompt_trained = job.config.sft.train_on_prompt
     lines = [
-        f"{job.demonstrations[which].source}: {len(sequence.prompt_ids)} prompt tokens, "
+        f"{job.demonstrations[0].source}: {len(sequence.prompt_ids)} prompt tokens, "
         f"{len(sequence.completion_ids)} completion tokens (* = trained on)"
     ]
     for place, token in enumerate(sequence.prompt_ids + sequence.completion_ids):

@@ -77,12 +77,10 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         y = F.linear(x, self.weight)
-        if self.active is None or self._unmerged is not None:
+        if self.active is None or self.merged:
             return y
         config = self.configs[self.active]
-        wide = F.dropout(x, config.dropout, self.training).to(
-            torch.float32 if x.is_floating_point() else x.dtype
-        )
+        wide = F.dropout(x, config.dropout, self.training).float()
         update = F.linear(F.linear(wide, self.lora_A[self.active]), self.lora_B[self.active])
         return y + (update * (config.alpha / config.rank)).to(y.dtype)
 
@@ -92,12 +90,16 @@ class LoRALinear(nn.Module):
 
         Returns how many numbers changed after rounding to the base's type.
         """
-        if self.active is None or self._unmerged is not None:
+        if self.active is None or self.merged:
             return 0
         merged = (self.weight.float() + self.delta(self.active)).to(self.weight.dtype)
         self._unmerged = self.weight.data
         self.weight.data = merged
         return int((merged != self._unmerged).sum())
+
+    @property
+    def merged(self) -> bool:
+        return self._unmerged is not None
 
     def unmerge(self) -> None:
         """Puts the original weight back: the very tensor, so nothing is rounded twice."""
@@ -167,7 +169,10 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     if name is not None and not any(name in layer.configs for layer in layers):
         raise InputError(f"the model has no adapter called {name!r}")
     for layer in layers:
-        layer.active = name if name in layer.configs else None
+        wanted = name if name in layer.configs else None
+        if layer.merged and wanted != layer.active:
+            raise InputError("an adapter is merged into the weights: unmerge it before switching")
+        layer.active = wanted
 
 
 @contextmanager
@@ -185,6 +190,14 @@ def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
     finally:
         set_adapter(model, before)
         model.train(training)
+
+
+def remove_adapter(model: nn.Module, name: str) -> None:
+    """Forgets an adapter, if it is there; where it was active, the base alone is."""
+    for layer in lora_layers(model).values():
+        if name in layer.configs:
+            del layer.configs[name], layer.lora_A[name], layer.lora_B[name]
+            layer.active = None if layer.active == name else layer.active
 
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:
@@ -309,6 +322,7 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": getattr(model, "name", ""),
+        "revision": getattr(model, "revision", None),
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
@@ -363,5 +377,10 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         if not key.endswith((".lora_A.weight", ".lora_B.weight")):
             raise InputError(f"{file}: {key} is not supported")
     targets = sorted({key.split(".")[-3] for key in state})  # the config may give them as a pattern
+    remove_adapter(model, name)
     apply_lora(model, replace(config, target_modules=tuple(targets)), name)
-    load_adapter_state(model, name, state, str(file))
+    try:
+        load_adapter_state(model, name, state, str(file))
+    except InputError:
+        remove_adapter(model, name)  # or random numbers would stay behind, under its name
+        raise

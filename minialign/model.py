@@ -225,13 +225,14 @@ class Transformer(nn.Module):
 class CausalLM(nn.Module):
     """The transformer and its head.
 
-    `name` and `stop_ids` travel along, for messages and for the sampler.
+    `name`, `revision` and `stop_ids` travel along, for adapters and for the sampler.
     """
 
     def __init__(self, config: ModelConfig, name: str = "") -> None:
         super().__init__()
         self.config = config
         self.name = name
+        self.revision: str | None = None
         self.stop_ids: tuple[int, ...] = ()
         self.model = Transformer(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

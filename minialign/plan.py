@@ -4,6 +4,7 @@ of the same work, memory by adding up what is kept.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from minialign.job import Job
 from minialign.lora import trainable_parameters
 from minialign.model import CausalLM, ModelConfig
 from minialign.sampler import sample
-from minialign.scoring import score
+from minialign.scoring import by_prompt, score
 
 PROBE_TOKENS = 400  # what the training probe reads
 PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
@@ -53,11 +54,12 @@ class Speed:
     def measured(cls, model: CausalLM, job: Job) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
         rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
-        return cls(_training_speed(model, job.train), _sampling_speed(model, job.train[0], rows))
+        writes = job.options.method == "ditto"
+        sampling = _sampling_speed(model, job.train[0], rows) if writes else float("inf")
+        return cls(_training_speed(model, job.train), sampling)
 
     def seconds(self, work: Work) -> float:
-        # texts are scored by the policy in every step, and by the reference (forward only) about
-        # once
+        # the policy scores a text in every step, the reference once: that is not counted
         return (work.sft + work.preferences) / self.training + work.sampled / self.sampling
 
 
@@ -71,10 +73,18 @@ def _training_speed(model: CausalLM, train: list[Sequence]) -> float:
     for _ in range(2):  # the first one warms up
         began = time.perf_counter()
         score(model, batch).sum().backward()
+        _wait_for_gradients(model)
         seconds = time.perf_counter() - began
         for parameter in trainable_parameters(model):
             parameter.grad = None
     return tokens / seconds
+
+
+def _wait_for_gradients(model: CausalLM) -> None:
+    """A GPU answers before it has computed: looking at a number waits for it."""
+    gradient = trainable_parameters(model)[0].grad
+    assert gradient is not None
+    gradient.sum().item()
 
 
 def _sampling_speed(model: CausalLM, sequence: Sequence, rows: int) -> float:
@@ -97,13 +107,11 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     or one cache, whichever is larger; a chunk of logits and its softmax.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    adapters = (
-        sum(p.numel() for p in trainable_parameters(model)) * 4 * (4 + 1)
-    )  # twice the pair, and the reference
+    # float32, five times: policy, gradient, two moments, reference
+    adapters = 5 * 4 * sum(p.numel() for p in trainable_parameters(model))
     size = torch.empty(0, dtype=model.dtype).element_size()
     longest = max(len(s.prompt_ids) for s in job.train) + job.config.sampling.max_new_tokens
-    in_flight = max(job.options.micro_batch_tokens, max(map(len, job.train)))
-    activations = in_flight * activation_bytes(model.config, job.config.lora, size)
+    activations = _tokens_in_flight(job) * activation_bytes(model.config, job.config.lora, size)
     rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
     config = model.config
     cache = (
@@ -116,6 +124,17 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
         * size
     )
     return weights + adapters + max(activations, cache) + 2 * CHUNK_BYTES
+
+
+def _tokens_in_flight(job: Job) -> int:
+    """A micro-batch, or one prompt's texts where they are more: a prompt group is never cut."""
+    groups = by_prompt(job.train, lambda sequence: sequence).values()
+    largest = max(sum(map(len, group)) for group in groups)
+    if job.options.method == "ditto":
+        share = max(map(len, groups)) / len(job.train)  # of the demonstrations, so of the pairs
+        pairs = math.ceil(job.config.pairs_per_step * share)
+        largest += pairs * job.config.sampling.max_new_tokens
+    return max(largest, job.options.micro_batch_tokens)
 
 
 def activation_bytes(config: ModelConfig, lora: LoRAConfig, size: int) -> int:

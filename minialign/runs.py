@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,10 @@ from minialign.errors import InputError
 def read_run_record(folder: str | Path) -> dict[str, Any]:
     """A run's config.json. Raises InputError where the folder is not a run's."""
     file = Path(folder) / "config.json"
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{folder}: not a run folder (config.json is missing)") from None
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(record, dict) or "options" not in record or "knobs" not in record:
+    if not file.exists():
+        raise InputError(f"{folder}: not a run folder (config.json is missing)")
+    record = read_json(file)
+    if "options" not in record or "knobs" not in record:
         raise InputError(f"{folder}: not a run folder (config.json is not a run's)")
     return record
 
@@ -38,9 +34,12 @@ def adapter_folder(path: str) -> Path:
     raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
 
 
-def base_of(folder: Path) -> str:
-    """The model that an adapter says it was trained on. Raises InputError if it does not say."""
-    name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
+def base_of(folder: Path) -> tuple[str, str | None]:
+    """The model and revision that an adapter says it was trained on.
+
+    Raises InputError if it does not say.
+    """
+    config = read_json(folder / "adapter_config.json")
+    if not config.get("base_model_name_or_path"):
         raise InputError(f"{folder}: the adapter does not name its base model: give --model")
-    return str(name)
+    return str(config["base_model_name_or_path"]), config.get("revision")

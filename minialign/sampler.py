@@ -1,16 +1,16 @@
 """The verb that writes: completions as token ids, with log-probabilities and why they ended.
 
-A prompt is read once for all its samples that begin together, which share its keys and values. All
-samples of all prompts wait in one queue for `max_rows` rows: a row that ends leaves at once and the
-next sample takes its place. Every sample has a random stream of its own, keyed by (seed, prompt,
-sample), so the result does not depend on how rows were batched.
+Each distinct prompt is read once, and its keys and values are shared by all its samples. These wait
+in one queue for `max_rows` rows: a row that ends leaves at once and the next sample takes its
+place. Every sample has a random stream of its own, keyed by (seed, prompt, sample), so in float32
+the result does not depend on how rows were batched.
 
 Shape letters: B live rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from minialign.attention import KVCache, PackedAttention, Segment
 from minialign.config import SamplingConfig
 from minialign.data import Messages
 from minialign.errors import InputError
+from minialign.fused import head_logits
 from minialign.model import CausalLM
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def sample(
 ) -> list[list[Completion]]:
     """n completions of each prompt (token ids), in order; their `text` is left empty.
 
-    The same seed gives the same completions whatever `config.max_rows` is. Raises InputError for an
-    empty prompt or one that leaves no room in the model's context.
+    In float32 the same seed gives the same completions whatever `config.max_rows` is.
+
+    Raises InputError for an empty prompt or one that leaves no room in the model's context.
     """
     limits = [_room(model, prompt, config.max_new_tokens) for prompt in prompts]
     if not prompts or n == 0:
@@ -124,12 +126,14 @@ def _write(
         for p in range(len(prompts))
         for s in range(n)
     )
+    waiting = Counter(tuple(prompts[row.prompt]) for row in queue)
+    read: dict[tuple[int, ...], _Prefix] = {}
     live: list[_Row] = []
     finished: list[_Row] = []
     cache = _new_cache(model, prompts, limits, min(config.max_rows, len(queue)))
     logits: Tensor | None = None  # (B, V): what each live row will be drawn from
     while queue or live:
-        joined = _join(model, prompts, queue, live, cache)
+        joined = _join(model, prompts, queue, live, cache, read, waiting)
         if joined is not None:
             logits = joined if logits is None else torch.cat((logits, joined))
         assert logits is not None
@@ -146,7 +150,8 @@ def _write(
             logits = None
             continue
         positions, attend = cache.step()
-        logits = _head(model, model(torch.tensor(ids, device=model.device), positions, attend))
+        hidden = model(torch.tensor(ids, device=model.device), positions, attend)
+        logits = head_logits(hidden, model.lm_head.weight)
     return finished
 
 
@@ -179,8 +184,10 @@ def _join(
     queue: deque[_Row],
     live: list[_Row],
     cache: KVCache,
+    read: dict[tuple[int, ...], _Prefix],
+    waiting: Counter[tuple[int, ...]],
 ) -> Tensor | None:
-    """Fills free rows from the queue, reading every prompt among them once.
+    """Fills free rows from the queue. What was read of a prompt is kept while samples of it wait.
 
     Returns the logits (new rows, V) to draw their first tokens from.
     """
@@ -191,30 +198,54 @@ def _join(
     for row in joining:
         groups.setdefault(tuple(prompts[row.prompt]), []).append(row)
     live += [row for group in groups.values() for row in group]
+    unread = [prompt for prompt in groups if prompt not in read]
+    if unread:
+        read |= _read(model, unread)
+    for prompt, group in groups.items():
+        cache.add(read[prompt].recorded, Segment(0, len(prompt)), len(group))
+    logits = torch.stack([read[prompt].logits for prompt in groups])
+    repeats = torch.tensor([len(group) for group in groups.values()], device=model.device)
+    for prompt, group in groups.items():
+        waiting[prompt] -= len(group)
+        if not waiting[prompt]:
+            del read[prompt]
+    return logits.repeat_interleave(repeats, dim=0, output_size=len(joining))
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A prompt that was read: keys and values by layer, and the logits of what follows, (V,)."""
+
+    recorded: list[tuple[Tensor, Tensor]]
+    logits: Tensor
+
+
+def _read(model: CausalLM, prompts: SequenceABC[tuple[int, ...]]) -> dict[tuple[int, ...], _Prefix]:
+    """One forward pass over distinct prompts, laid end to end."""
     segments: list[Segment] = []
     ids: list[int] = []
     positions: list[int] = []
-    for prompt in groups:
+    for prompt in prompts:
         segments.append(Segment(len(ids), len(ids) + len(prompt)))
         ids += prompt
         positions += segments[-1].positions
     device = model.device
     attend = PackedAttention(segments, model.config.sliding_window, device, record=True)
     hidden = model(torch.tensor(ids, device=device), torch.tensor(positions, device=device), attend)
-    for segment, group in zip(segments, groups.values(), strict=True):
-        cache.add(attend.recorded, segment, len(group))
     last = torch.tensor([segment.stop - 1 for segment in segments], device=device)
-    repeats = torch.tensor([len(group) for group in groups.values()], device=device)
-    return _head(model, hidden[last]).repeat_interleave(repeats, dim=0)
-
-
-def _head(model: CausalLM, hidden: Tensor) -> Tensor:
-    return model.lm_head(hidden).float()
+    logits = head_logits(hidden[last], model.lm_head.weight)
+    return {
+        prompt: _Prefix(
+            [(k[s.start : s.stop], v[s.start : s.stop]) for k, v in attend.recorded], row
+        )
+        for prompt, s, row in zip(prompts, segments, logits, strict=True)
+    }
 
 
 def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]:
     """Draws one token for each live row and notes its log-probability."""
-    uniforms = torch.tensor([row.uniforms[len(row.ids)] for row in live], device=logits.device)
+    numbers = [float(row.uniforms[len(row.ids)]) for row in live]
+    uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
     logps = logits.log_softmax(-1)
     ids = draw_tokens(logps, uniforms, config)
     chosen = logps.gather(1, ids[:, None]).squeeze(1).tolist()

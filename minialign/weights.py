@@ -25,7 +25,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
 ) -> tuple[CausalLM, Tokenizer]:
     """A model and its tokenizer, by alias, hub id or folder.
 
@@ -35,7 +39,9 @@ def load(
     target = pick_device(device)
     folder = find_checkpoint(name, revision)
     tokenizer = Tokenizer.from_folder(folder)
-    return load_for(name, folder, tokenizer, pick_dtype(dtype, target), target), tokenizer
+    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target), target)
+    model.revision = revision
+    return model, tokenizer
 
 
 def load_for(
@@ -59,6 +65,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -66,11 +74,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """By name; "auto" is bfloat16 on a CUDA GPU that has it, float32 elsewhere.
+
+    Raises InputError for an unknown one, and for half types on Apple's GPU, where PyTorch's fused
+    attention has been seen to let tokens look ahead.
+    """
     if name != "auto":
-        if name not in DTYPES:
+        dtype = name if isinstance(name, torch.dtype) else DTYPES.get(name)
+        if dtype is None:
             raise InputError(f"dtype {name!r} is unknown: use auto, {', '.join(DTYPES)}")
-        return DTYPES[name]
+        if device.type == "mps" and dtype != torch.float32:
+            raise InputError(f"dtype {name} is not reliable on {device}: use float32 or the cpu")
+        return dtype
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if half else torch.float32
 

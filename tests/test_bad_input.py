@@ -312,7 +312,7 @@ WRONG_VALUES = {
     "--max-length 3": ["max_length must be at least 16"],
     "--method rlhf": ["--method", "'rlhf'", "ditto", "sft"],
     "--recipe best": ["--recipe", "paper", "laptop"],
-    "--seed -1": ["seed must not be negative"],
+    "--seed -1": ["seed must lie in [0, 2^63)"],
     "--micro-batch-tokens 0": ["micro_batch_tokens must be at least 1"],
     "stray": ["unrecognized arguments: stray"],
 }

@@ -359,7 +359,7 @@ def stop_in_round(number: int, token: int) -> Tamper:
             written = iter(range(10**6))
 
             def count(prompt: int, sample: int, token_id: int) -> None:
-                run.interrupted |= (round_number, next(written)) == (number, token)
+                run.interrupted |= (round_number, next(written)) == (number + 1, token)
                 on_token(prompt, sample, token_id)
 
             return count

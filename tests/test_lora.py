@@ -240,6 +240,32 @@ def test_a_merged_block_that_breaks_off_restores_every_bit(toy_model: CausalLM) 
     assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
 
 
+def test_a_merged_model_refuses_to_switch_adapters(toy_model: CausalLM) -> None:
+    """Its weights hold the adapter: a reference computed from them would be another policy's."""
+    apply_lora(toy_model, CONFIG)
+    fill(toy_model, "default")
+    merge_adapter(toy_model)
+    merged = logits(toy_model)
+    with pytest.raises(InputError, match="unmerge"), reference_policy(toy_model, None):
+        pass
+    assert torch.equal(logits(toy_model), merged)
+    unmerge_adapter(toy_model)
+    with reference_policy(toy_model, None):
+        pass
+
+
+def test_an_adapter_is_replaced_by_one_with_fewer_targets(
+    toy_model: CausalLM, tmp_path: Path
+) -> None:
+    apply_lora(toy_model, LoRAConfig(rank=2, target_modules=("q_proj",)))
+    fill(toy_model, "default")
+    save_adapter(toy_model, tmp_path)
+    expected = logits(toy_model)
+    apply_lora(toy_model, CONFIG)
+    load_adapter(toy_model, tmp_path)
+    assert torch.equal(logits(toy_model), expected)
+
+
 def test_a_half_base_stays_unmerged_so_that_the_policy_itself_is_sampled(
     toy_model: CausalLM,
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import (
     BOS,
     CHAT,
@@ -59,7 +60,7 @@ from minialign.methods import ditto, sft
 from minialign.methods.comparisons import ComparisonPool
 from minialign.methods.sft import train_sft
 from minialign.run import Interrupted, Run
-from minialign.sampler import Completion, generate, sample
+from minialign.sampler import Completion, draw_tokens, generate, sample
 from minialign.scoring import Packed, ReferenceScores, micro_batches, score
 from minialign.tokenizer import Tokenizer
 
@@ -644,3 +645,25 @@ def test_g20_no_tensor_is_left_on_another_device_than_the_model_s() -> None:
     )
     assert logps.device.type == "meta"
     assert model.logits(torch.empty(2, 7, device="meta").long()).device.type == "meta"
+    texts = [Sequence((1, 2), (3, 4)), Sequence((1, 2), (5,)), Sequence((6,), (7, 8, 9))]
+    score(model, texts).sum().backward()
+    uniforms = torch.empty(2, device="meta")
+    drawn = draw_tokens(torch.empty(2, 9, device="meta"), uniforms, SamplingConfig(top_p=0.9))
+    assert drawn.device.type == "meta"
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPU has no float64: making one is an error there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64), func
+        return out
+
+
+def test_g20_nothing_is_computed_in_float64() -> None:
+    model = with_adapter(small_model(sliding_window=4))
+    with NoFloat64():
+        sample(model, [(1, 2), (3,)], 2, SamplingConfig(max_new_tokens=3), seed=0)
+        score(model, [Sequence((1, 2), (3, 4))]).sum().backward()

@@ -113,8 +113,10 @@ def test_the_same_seed_gives_the_same_answers(workplace: Path) -> None:
 
 def test_prompts_without_out_are_answered_one_after_the_other(workplace: Path) -> None:
     outcome = call(sample, *ADAPTER, "--prompts", "demos_test.jsonl", *SHORT, cwd=workplace)
-    texts = [expected(workplace, [record["prompt"]])[0][0] for record in HELD_OUT]
-    assert outcome.out == "".join(text + "\n\n" for text in texts)
+    prompts = [record["prompt"] for record in HELD_OUT]
+    answers = [text for (text,) in expected(workplace, prompts)]  # those of --out, likewise
+    shown = [f"=== {p} ===\n\n{text}\n\n" for p, text in zip(prompts, answers, strict=True)]
+    assert outcome.out == "".join(shown)
 
 
 def test_answers_in_a_file_are_demonstrations_again(workplace: Path, tmp_path: Path) -> None:
@@ -144,7 +146,10 @@ def test_conversations_are_answered_in_a_file_too(workplace: Path, tmp_path: Pat
     flags = ("--prompts", prompts, "--out", tmp_path / "answers.jsonl", *SHORT)
     assert call(sample, *ADAPTER, *flags, cwd=workplace).code == 0
     (line,) = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["completion"] == expected(workplace, [messages])[0][0]
+    text = expected(workplace, [messages])[0][0]
+    assert json.loads(line)["messages"] == [*messages, {"role": "assistant", "content": text}]
+    (loaded,) = load_demonstrations(tmp_path / "answers.jsonl")
+    assert (loaded.messages, loaded.completion) == (messages, text.strip())
 
 
 def test_overwrite_replaces_the_answers(workplace: Path, tmp_path: Path) -> None:
@@ -242,7 +247,7 @@ class Bytes:
 
 def test_the_printer_never_shows_half_a_character(capsys: pytest.CaptureFixture[str]) -> None:
     text = "Zoë: 日本 🙂, fin"
-    printer = sample.Printer(Bytes(), 1, (0,))
+    printer = sample.Printer(Bytes(), 1, (0,), ["?"])
     shown = ""
     for byte in text.encode():
         printer(0, 0, byte)
@@ -258,7 +263,7 @@ def test_the_printer_shows_what_a_broken_character_leaves_when_the_answer_ends(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for ending in ([0], []):  # by a stop token, or cut off
-        printer = sample.Printer(Bytes(), 2, (0,))
+        printer = sample.Printer(Bytes(), 2, (0,), ["?"])
         first, second = [*b"caf\xc3", *ending], [*b"so", *ending]
         for ids in zip(first, [*second, *[None] * 9], strict=False):
             for number, token in enumerate(ids):
@@ -272,7 +277,7 @@ def test_the_printer_shows_what_a_broken_character_leaves_when_the_answer_ends(
 def test_the_printer_shows_the_first_unfinished_answer_live(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    printer = sample.Printer(Bytes(), 3, (0,))
+    printer = sample.Printer(Bytes(), 3, (0,), ["?"])
     steps = [  # (sample, byte) as the sampler calls, and what must have been printed by then
         (2, "c", ""),
         (1, "b", ""),
@@ -291,7 +296,7 @@ def test_the_printer_shows_the_first_unfinished_answer_live(
 
 
 def test_the_printer_takes_any_number_of_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    printer = sample.Printer(Bytes(), 2000, (0,))
+    printer = sample.Printer(Bytes(), 2000, (0,), ["?"])
     for token in (ord("x"), 0):
         for number in reversed(range(2000)):
             printer(0, number, token)

@@ -210,7 +210,8 @@ def test_every_token_is_computed_once_and_a_finished_row_costs_nothing(max_rows:
     groups = draw(model, n=5, max_rows=max_rows)
     assert sum(decode) == sum(len(c.ids) - 1 for _, c in pairs_of(groups))
     assert max(decode, default=0) <= max_rows
-    if max_rows == 64:  # all samples join at once: one forward pass reads each distinct prompt once
+    assert sum(prefill) == 3 + 1 + 10  # each distinct prompt once, however few rows there are
+    if max_rows == 64:  # all samples join at once
         assert prefill == [3 + 1 + 10]
         assert len(decode) == max(len(c.ids) for _, c in pairs_of(groups)) - 1
 

@@ -44,6 +44,7 @@ class ComparisonPool:
 
     def __init__(self, demonstrations: SequenceABC[Sequence]) -> None:
         self.demonstrations = list(demonstrations)
+        self._best = set(demonstrations)
         self.rounds: list[list[list[Sample]]] = []  # round -> demonstration -> samples
 
     def add_round(self, completions: SequenceABC[SequenceABC[Completion]]) -> None:
@@ -87,19 +88,20 @@ class ComparisonPool:
     def _deal(self, kind: Kind, count: int, rng: random.Random) -> list[Comparison]:
         """Demonstrations take turns in random order, dealing from their shuffled candidates."""
         order = rng.sample(range(len(self.demonstrations)), len(self.demonstrations))
-        decks = {index: None for index in order}
+        decks: dict[int, list[Comparison]] = {}
         dealt: list[Comparison] = []
-        shuffled: dict[int, list[Comparison]] = {}
-        while decks and len(dealt) < count:
-            for index in list(decks):
-                if index not in shuffled:
+        while order:
+            for index in list(order):
+                if len(dealt) == count:
+                    return dealt
+                if index not in decks:  # only now: most are never asked
                     candidates = self._candidates(kind, index)
-                    shuffled[index] = rng.sample(candidates, len(candidates))
-                if shuffled[index]:
-                    dealt.append(shuffled[index].pop())
+                    decks[index] = rng.sample(candidates, len(candidates))
+                if decks[index]:
+                    dealt.append(decks[index].pop())
                 else:
-                    del decks[index]
-        return dealt[:count]
+                    order.remove(index)
+        return dealt
 
     def _candidates(self, kind: Kind, index: int) -> list[Comparison]:
         """Every comparison of a kind that one demonstration offers.
@@ -119,8 +121,7 @@ class ComparisonPool:
                 for older, newer in itertools.combinations(rounds, 2)
                 for pair in itertools.product(newer, older)
             ]
-        best = set(self.demonstrations)
-        distinct = dict.fromkeys((a, b) for a, b in pairs if a != b and b not in best)
+        distinct = dict.fromkeys((a, b) for a, b in pairs if a != b and b not in self._best)
         return [Comparison(kind, index, chosen, rejected) for chosen, rejected in distinct]
 
     def state(self) -> list[list[list[dict[str, Any]]]]:

@@ -101,7 +101,9 @@ def _sample_round(
         config.samples_per_prompt,
         config.sampling,
         seed=seed,
-        on_token=run.sampling_progress(len(pool.rounds), len(prompts) * config.samples_per_prompt),
+        on_token=run.sampling_progress(
+            len(pool.rounds) + 1, len(prompts) * config.samples_per_prompt
+        ),
     )
 
 
