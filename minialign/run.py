@@ -21,18 +21,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from minialign.errors import InputError
-from minialign.lora import active_adapter, adapter_state, load_adapter_state, lora_layers
-from minialign.model import CausalLM
-from minialign.optim import Optimizer
+from minialign.state import Parts, SavedState, replace_whole, write_state
 
 if TYPE_CHECKING:
     from minialign.methods.comparisons import ComparisonPool
@@ -85,7 +82,7 @@ def check_unfinished(folder: Path) -> None:
             else "the run was stopped before it saved anything: start it again with --overwrite"
         )
         raise InputError(f"{folder}: {problem}")
-    _State.check(_state_file(folder))
+    SavedState.check(_state_file(folder))
 
 
 def _state_file(folder: Path) -> Path:
@@ -108,7 +105,7 @@ class Run:
         self.interrupted = False
         self.seconds: dict[str, float] = {}  # by phase, the whole run
         self._phases: dict[str, float] = {}  # by phase, since the last metrics line
-        self._resumed: _State | None = None
+        self._resumed: SavedState | None = None
         self._save: Callable[[], None] | None = None
         self._saved_at = time.monotonic()
         self._bar: tqdm | None = None
@@ -139,7 +136,7 @@ class Run:
         Raises InputError if there is no whole state to go on from.
         """
         run = cls(folder, **options)
-        run._resumed = _State.read(_state_file(run.folder))
+        run._resumed = SavedState(_state_file(run.folder))
         metrics = run.folder / "metrics.jsonl"
         os.truncate(metrics, min(run._resumed.facts["metrics_bytes"], metrics.stat().st_size))
         return run
@@ -156,23 +153,12 @@ class Run:
 
     # ---- progress ----
 
-    def steps(
-        self,
-        stage: str,
-        first: int,
-        total: int,
-        model: CausalLM,
-        optimizer: Optimizer,
-        pool: ComparisonPool | None = None,
-        reference: ReferenceScores | None = None,
-    ) -> Iterator[int]:
+    def steps(self, stage: str, first: int, total: int, parts: Parts) -> Iterator[int]:
         """Counts steps with a bar; saves now and then, and when the person asks to stop."""
         self._bar = _bar(total=total, initial=first, desc=stage.upper(), unit="step")
         try:
             for step in range(first, total):
-                self._save = lambda at=step: self._save_state(
-                    stage, at, model, optimizer, pool, reference
-                )
+                self._save = partial(self._save_state, stage, step, parts)
                 if time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
                     self.save()
                 self._stop_if_asked()
@@ -260,7 +246,7 @@ class Run:
                 )
                 + "\n"
             )
-        _replace(
+        replace_whole(
             self.folder / "samples.jsonl",
             lambda path: path.write_text("".join(lines), encoding="utf-8"),
         )
@@ -302,106 +288,29 @@ class Run:
             self._save()
         self._saved_at = time.monotonic()
 
-    def _save_state(
-        self,
-        stage: str,
-        step: int,
-        model: CausalLM,
-        optimizer: Optimizer,
-        pool: ComparisonPool | None,
-        reference: ReferenceScores | None,
-    ) -> None:
-        names = {name for layer in lora_layers(model).values() for name in layer.configs}
-        tensors = {
-            f"adapter/{n}/{key}": t for n in names for key, t in adapter_state(model, n).items()
-        }
-        tensors |= {f"optimizer/{key}": t for key, t in optimizer.state().items()}
+    def _save_state(self, stage: str, step: int, parts: Parts) -> None:
         facts = {
             "stage": stage,
             "step": step,
             "metrics_bytes": (self.folder / "metrics.jsonl").stat().st_size,
             "seconds": self.seconds,
-            "rounds": pool.state() if pool else [],
-            "reference": [[s.prompt_ids, s.completion_ids, v] for s, v in reference.known.items()]
-            if reference
-            else [],
         }
-        (self.folder / "state").mkdir(exist_ok=True)
-        _replace(
-            _state_file(self.folder),
-            lambda path: save_file(tensors, path, metadata={"facts": json.dumps(facts)}),
-        )
+        write_state(_state_file(self.folder), parts, facts)
 
-    def restore(
-        self,
-        stage: str,
-        model: CausalLM,
-        optimizer: Optimizer,
-        pool: ComparisonPool | None = None,
-        reference: ReferenceScores | None = None,
-    ) -> int | None:
+    def restore(self, stage: str, parts: Parts) -> int | None:
         """The step at which `stage` begins, everything put back; None if it is over."""
         state = self._resumed
         if state is None:
             return 0
-        name = active_adapter(model)
-        assert name is not None
-        load_adapter_state(
-            model, name, state.tensors(f"adapter/{name}/"), str(self.folder / "state")
-        )
+        state.restore_adapter(parts.model)
         if STAGES.index(stage) < STAGES.index(state.facts["stage"]):
             return None
         if stage != state.facts["stage"]:
             return 0
+        state.restore(parts)
         self.seconds = state.facts["seconds"]
-        optimizer.load_state(state.tensors("optimizer/"))
-        if pool is not None and reference is not None:
-            from minialign.data import Sequence
-
-            pool.load_state(state.facts["rounds"])
-            known = state.facts["reference"]
-            reference.known = {Sequence(tuple(p), tuple(c)): value for p, c, value in known}
         self._resumed = None
         return state.facts["step"]
-
-
-class _State:
-    """A saved state: tensors, and facts as JSON in the same file, so that they cannot disagree."""
-
-    def __init__(self, facts: dict[str, Any], everything: dict[str, torch.Tensor]) -> None:
-        self.facts = facts
-        self._everything = everything
-
-    @classmethod
-    def read(cls, file: Path) -> _State:
-        facts = cls.check(file)
-        with safe_open(file, framework="pt") as opened:
-            return cls(facts, {key: opened.get_tensor(key) for key in opened.keys()})
-
-    @staticmethod
-    def check(file: Path) -> dict[str, Any]:
-        """The facts alone. Raises InputError where the file is not there, or not whole."""
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return json.loads(opened.metadata()["facts"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{file.parent}: no state to go on from ({error}): start the run again"
-            ) from None
-
-    def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
-        return {
-            key.removeprefix(prefix): t
-            for key, t in self._everything.items()
-            if key.startswith(prefix)
-        }
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
 
 
 def _bar(**options: Any) -> tqdm:

@@ -1,11 +1,9 @@
-"""Text to token ids and back: the checkpoint's own tokenizer.json and chat template, and nothing
-else.
+"""Text to token ids and back, by the checkpoint's own tokenizer.json and chat template.
 
 Three rules hold everywhere, in SFT, sampling and scoring alike:
 
 * Prompt and completion are encoded as separate segments. Encoding their joined text could merge
-  across the boundary,
-  and then the model would be trained on other ids than it is sampled with.
+  across the boundary, and the model would be trained on other ids than it is sampled with.
 * There is exactly one BOS, at the front of the prompt, whoever adds it: the template, the
   tokenizer, or nobody.
 * A completion ends in EOS, a token like any other. Padding does not exist (attention.py), so no id

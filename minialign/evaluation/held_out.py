@@ -1,12 +1,10 @@
-"""What a run learned, measured on texts that it never saw, for the base model, SFT and DITTO side
-by side.
+"""What a run learned, on texts that it never saw: the base model, SFT and DITTO side by side.
 
 * nats per token: how surprised a policy is by the person's real texts. Lower is better.
 * reward margin: beta [log pi/pi_base (real text) - log pi/pi_base (an own answer)], the mean over
-  answers that the base
-  (or the SFT) model wrote to the same prompts. Above 0, the policy has moved towards the person and
-  away from itself. The base model is everybody's reference here, so the columns stand on one scale
-  and the base model's own is 0.
+  answers that the base (or the SFT) model wrote to the same prompts. Above 0, the policy has moved
+  towards the person and away from itself. The base model is everybody's reference here, so the
+  columns stand on one scale and the base model's own is 0.
 """
 
 from __future__ import annotations

@@ -9,9 +9,8 @@ Where this differs from the paper or from the official code (SALT-NLP/demonstrat
 
 * Comparisons belong to a demonstration, not to a prompt's text; demonstrations that share a prompt
   all take part.
-* A sample is trained on exactly the token ids that were drawn. One that was cut off at the length
-  limit has no end
-  token; the official code decodes and encodes again, and tells by the length.
+* A sample is trained on exactly the token ids that were drawn, and one that was cut off at the
+  length limit has no end token. The official code decodes, encodes again, and tells by the length.
 * The end token of the demonstrations is trained in SFT (the official code masks it together with
   the padding).
 * The comparisons of a step are distinct, and every demonstration takes its turn.
@@ -38,6 +37,7 @@ from minialign.optim import Optimizer, constant_with_warmup
 from minialign.run import Run
 from minialign.sampler import sample
 from minialign.scoring import ReferenceScores, micro_batches, score
+from minialign.state import Parts
 
 ADAPTER = "ditto"
 UNSEEN = "eval/nats_per_token"
@@ -68,9 +68,10 @@ def train_ditto(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    first = run.restore("ditto", model, optimizer, pool, reference) or 0
+    parts = Parts(model, optimizer, pool, reference)
+    first = run.restore("ditto", parts) or 0
     model.eval()  # no dropout: the policy must be comparable with its reference
-    for step in run.steps("ditto", first, config.max_steps, model, optimizer, pool, reference):
+    for step in run.steps("ditto", first, config.max_steps, parts):
         if len(pool.rounds) <= step // config.resample_every:
             with run.phase("sample"), merged_adapter(model):
                 pool.add_round(_sample_round(model, pool, config, run))

@@ -19,6 +19,7 @@ from minialign.model import CausalLM
 from minialign.optim import Optimizer, cosine_with_warmup
 from minialign.run import Run
 from minialign.scoring import micro_batches, score
+from minialign.state import Parts
 
 ADAPTER = "sft"
 
@@ -46,12 +47,13 @@ def train_sft(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
     )
-    first = run.restore("sft", model, optimizer)
+    parts = Parts(model, optimizer)
+    first = run.restore("sft", parts)
     if first is None:
         return
     model.train()
     losses: list[float] = []
-    for step in run.steps("sft", first, knobs.max_steps, model, optimizer):
+    for step in run.steps("sft", first, knobs.max_steps, parts):
         batch = draw_batch(demonstrations, knobs.batch_size, step, run.seed)
         total = sum(len(sequence.completion_ids) for sequence in batch)
         run.seed_step("sft", step)  # for dropout
