@@ -182,13 +182,14 @@ PAPER = DittoConfig()
 # Chosen by measurement on development authors; benchmarks/recipes.md has what was tried.
 LAPTOP = DittoConfig(
     lora=LoRAConfig(rank=32, alpha=64.0),
-    sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=1.8),
+    sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=2.4),
     sampling=SamplingConfig(max_new_tokens=0),
     max_steps=20,
     resample_every=5,
     samples_per_prompt=5,
     pairs_per_step=12,
     learning_rate=1e-4,
+    nll_weight=0.5,
     max_length=512,
 )
 
