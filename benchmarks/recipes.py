@@ -19,6 +19,7 @@ be weighed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import tempfile
 import time
@@ -191,40 +192,24 @@ def held_out_margin(model, held_out, written: list[Completion], beta: float) -> 
 
 
 def table(lines: list[dict]) -> str:
-    """The results as a Markdown table; all but the knobs are measured on held-out texts."""
-    head = [
-        "author",
-        "knobs",
-        "nats: base",
-        "SFT",
-        "DITTO",
-        "style: real",
-        "base",
-        "SFT",
-        "DITTO",
-        "DITTO > SFT",
-        "ends itself: SFT",
-        "DITTO",
-        "margin",
-        "s",
-    ]
+    """The results as a Markdown table; all but the knobs is measured on held-out texts."""
+    head = (
+        "author | SFT lr | until | DPO lr | NLL | nats: base | SFT | DITTO | style: real | base "
+        "| SFT | DITTO | DITTO > SFT | ends itself: SFT | DITTO | margin"
+    ).split(" | ")
     rows = [head, ["---"] * len(head)]
     for line in lines:
-        knobs = ", ".join(f"{k} {v}" for k, v in line["knobs"].items())
-        nats, style = line["nats"], line["style"]
-        rows.append(
-            [
-                line["author"],
-                knobs,
-                *(f"{nats[k]:.2f}" for k in ("base", "sft", "ditto")),
-                *(f"{style[k]:+.3f}" for k in ("real", "base", "sft", "ditto")),
-                f"{line['wins']['ditto>sft']:.0%}",
-                f"{line['sft_stops']:.0%}",
-                f"{line['ditto_stops']:.0%}",
-                f"{line['held_out_margin']:+.2f}",
-                str(line["train_seconds"]),
-            ]
-        )
+        config, nats, style = line["config"], line["nats"], line["style"]
+        cells = [
+            line["author"] + ("*" if "scorer" in line else ""),
+            *(f"{config['sft'][knob]:g}" for knob in ("learning_rate", "stop_loss")),
+            *(f"{config[knob]:g}" for knob in ("learning_rate", "nll_weight")),
+            *(f"{nats[name]:.2f}" for name in ("base", "sft", "ditto")),
+            *(f"{style[name]:+.3f}" for name in ("real", "base", "sft", "ditto")),
+            *(f"{line['wins']['ditto>sft']:.0%}", f"{line['sft_stops']:.0%}"),
+            *(f"{line['ditto_stops']:.0%}", f"{line['held_out_margin']:+.2f}"),
+        ]
+        rows.append(cells)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -255,37 +240,19 @@ def main() -> None:
     for demos in arguments.demos:
         key = {
             "author": demos.stem,
-            "recipe": arguments.recipe,
-            "knobs": knobs,
             "seed": arguments.seed,
             "dtype": arguments.dtype,
+            "config": json.loads(json.dumps(dataclasses.asdict(config))),
         }
         if any(all(line[k] == v for k, v in key.items()) for line in done):
             continue
         test = arguments.test if demos == arguments.demos[0] else None
         author = Author(demos, test, arguments.demos + arguments.others)
-        line = {**key, **measure(author, config, arguments)}
+        line = {**key, "torch": torch.__version__, **measure(author, config, arguments)}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         with open(arguments.out, "a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        print(
-            json.dumps(
-                {
-                    k: line[k]
-                    for k in (
-                        "author",
-                        "knobs",
-                        "nats",
-                        "style",
-                        "wins",
-                        "sft_stops",
-                        "ditto_stops",
-                        "held_out_margin",
-                        "train_seconds",
-                    )
-                }
-            )
-        )
+        print(table([line]), flush=True)
 
 
 if __name__ == "__main__":
