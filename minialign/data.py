@@ -126,7 +126,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg}, column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
         raise InputError(f"{where}: not valid JSON: {error}") from None
     try:
         json.dumps(record, ensure_ascii=False).encode("utf-8")
