@@ -17,24 +17,20 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import CHAT_TEMPLATE, VOCAB_SIZE, make_byte_level_backend, make_model, write_tokenizer
+from conftest import (
+    CHAT_TEMPLATE,
+    TOY_CONFIG,
+    make_byte_level_backend,
+    make_model,
+    write_tokenizer,
+)
 from safetensors.torch import save_file
 
 from minialign.cli import run_main
-from minialign.model import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 LOADING = "timing a few steps ...\n"  # train.py's word on stderr before a silent while
-CONFIG = ModelConfig(
-    vocab_size=VOCAB_SIZE,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-)
+CONFIG = TOY_CONFIG
 
 # Two demonstrations share a prompt, one is not ASCII.
 DEMOS = [

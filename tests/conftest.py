@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minialign.errors import InputError
 from minialign.model import CausalLM, ModelConfig
 from minialign.tokenizer import Tokenizer
 from minialign.weights import load
@@ -73,18 +74,30 @@ def write_tokenizer(folder: Path, backend: Backend, **config: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
+TOY_CONFIG = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+)
+
+
+def refusal(action: Callable[[], object]) -> str:
+    """The message of the InputError that `action` must raise: one line."""
+    with pytest.raises(InputError) as caught:
+        action()
+    message = str(caught.value)
+    assert message and "\n" not in message
+    return message
+
+
 @pytest.fixture
 def toy_config() -> ModelConfig:
-    return ModelConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=256,
-    )
+    return TOY_CONFIG
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,14 +55,6 @@ def fill(model: CausalLM, name: str, seed: int = 0, std: float = 0.2) -> None:
 def logits(model: CausalLM) -> Tensor:
     with torch.no_grad():
         return model.logits(IDS)
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 @pytest.fixture

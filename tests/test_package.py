@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -132,3 +133,13 @@ def test_no_pickle_is_read_anywhere() -> None:
             if isinstance(node, ast.Call)
         }
         assert not calls & {"torch.load", "np.load", "numpy.load", "eval", "exec"}, name
+
+
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "benchmarks/recipes.md"])
+def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
+    file = ROOT / page
+    text = file.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links and "@@" not in text
+    for link in links:
+        assert link.startswith("https://") or (file.parent / link).exists(), link

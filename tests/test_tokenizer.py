@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHAT_TEMPLATE, make_byte_level_backend, write_tokenizer
+from conftest import CHAT_TEMPLATE, make_byte_level_backend, refusal, write_tokenizer
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from minialign.data import Demonstration, encode_demonstration
-from minialign.errors import InputError
 from minialign.tokenizer import Tokenizer
 
 
@@ -58,14 +57,6 @@ def metaspace_backend() -> Backend:
 def metaspace() -> Tokenizer:
     template = "{{ bos_token }}[INST] {{ messages[0].content }} [/INST]"
     return Tokenizer(metaspace_backend(), "</s>", "<s>", template=template)
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def from_folder(folder: Path, backend: Backend | None = None, **config: Any) -> Tokenizer:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import minialign
-from minialign.errors import InputError
 from minialign.model import CausalLM
 from minialign.weights import DTYPES, load_model, pick_device, pick_dtype
 
@@ -49,15 +49,6 @@ def shard(folder: Path) -> dict[str, str]:
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return weight_map
-
-
-def refusal(action: Callable[[], object]) -> str:
-    """The message of the InputError that `action` must raise: one line."""
-    with pytest.raises(InputError) as caught:
-        action()
-    message = str(caught.value)
-    assert message and "\n" not in message
-    return message
 
 
 def test_one_file_and_three_shards_load_as_the_same_frozen_model(

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 import torch
-from conftest import make_model
+from conftest import TOY_CONFIG, make_model
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from minialign.config import DittoConfig, LoRAConfig, SamplingConfig, SFTConfig
 from minialign.data import Demonstration, Sequence, encode_demonstration
 from minialign.lora import adapter_parameters, adapter_state, apply_lora
 from minialign.methods.ditto import train_ditto
-from minialign.model import CausalLM, ModelConfig
+from minialign.model import CausalLM
 from minialign.run import Run
 from minialign.tokenizer import Tokenizer
 
@@ -32,17 +32,8 @@ EOS, BOS, VOCAB = 2, 1, 272
 
 def small_model(seed: int = 0, **changes: Any) -> CausalLM:
     """Two layers at random, for the ids of `byte_tokenizer`."""
-    config = ModelConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=128,
-    )
-    return make_model(dataclasses.replace(config, **changes), seed)
+    plain = {"vocab_size": VOCAB, "max_position_embeddings": 128}
+    return make_model(dataclasses.replace(TOY_CONFIG, **(plain | changes)), seed)
 
 
 def with_adapter(
