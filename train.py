@@ -57,6 +57,7 @@ def train(job: Job) -> None:
 
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
     model.revision = job.options.revision or None
+    model.set_activation_checkpointing(job.options.activation_checkpointing)
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
     print("timing a few steps ...", file=sys.stderr, flush=True)  # all refusals come before this
     print(describe(model, job, Speed.measured(model, job)), flush=True)

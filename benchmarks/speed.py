@@ -1,135 +1,370 @@
-"""How fast are the two verbs and the fused kernel here, and how close to what the machine can do?
+"""How fast and how lean is minialign, next to the tools that people use?
 
-    python benchmarks/speed.py [--model smollm2-135m-instruct] [--dtype float32]
+    make bench                                   # everything, about 40 minutes on two cores
+    python benchmarks/speed.py --only head,decode --rounds 1
+    python benchmarks/speed.py --report          # the table and plots again, from the results
 
-Prints one table and writes benchmarks/results/speed.json. The machine's own limit, a large matrix
-product in the same type, is measured in the same run, and every row says what share of it was
-reached. Medians of several runs.
+Every figure is the median of several processes (contestants.py), in which the contestants take
+turns, with their smallest and largest value. A row counts only if its contestants computed the same
+thing: gradients and log-probabilities agree to a relative error of 1e-4 in float32, greedy texts
+token by token. The limits of the machine are measured in the same run. Results go to
+benchmarks/results/MACHINE.json, the table and the plots to benchmarks/speed.md and
+benchmarks/results/. A contestant that is not installed is left out, and the table says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import platform
+import os
+import re
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from minialign.config import LoRAConfig, SamplingConfig
-from minialign.data import Sequence
-from minialign.fused import linear_logps
-from minialign.lora import apply_lora, merged_adapter
-from minialign.model import CausalLM
-from minialign.sampler import sample
-from minialign.scoring import score
-from minialign.weights import load
-
-RESULTS = Path(__file__).parent / "results" / "speed.json"
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+NEEDS = {"trl": "trl", "transformers": "transformers", "llama.cpp": "llama_cpp"}
+TOLERANCE = 1e-4  # of gradients, in float32
 
 
-def seconds(work: Callable[[], object], runs: int = 5) -> float:
-    work()  # warm up
-    times = []
-    for _ in range(runs):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Row:
+    """One contestant at one piece of work."""
+
+    title: str
+    contestant: str
+    task: str
+    flags: tuple[str, ...] = ()
+    tuned: bool = False  # its C library keeps freed memory
+
+    @property
+    def name(self) -> str:
+        text = "-".join((self.task, self.contestant, *self.flags, "tuned" * self.tuned))
+        return re.sub(r"[^a-z0-9.]+", "-", text.lower())
 
 
-def matmul_limit(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a 2048 x 2048 matrix product."""
-    size = 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size**3 / seconds(lambda: (a @ a).sum().item())
+@dataclass
+class Section:
+    """Rows that do the same work; the first is ours."""
+
+    key: str
+    heading: str
+    unit: str  # "s" a step, or "tokens/s"
+    rows: list[Row] = field(default_factory=list)
 
 
-def frozen_parameters(model: CausalLM) -> int:
-    return sum(p.numel() for p in model.parameters() if not p.requires_grad)
+def sections() -> list[Section]:
+    known, one = ("--precomputed",), ("--batch", "1")
+    lean = ("--micro-batch-tokens", "1", "--checkpointing", "full")
+    trl_lean = (*one, "--gradient-checkpointing")
+    found = []
+    for task, heading in (
+        ("dpo", "A DPO step on 4 pairs, no text twice"),
+        ("ditto", "A DITTO step: 24 pairs (17 + 5 + 2) from 8 demonstrations"),
+    ):
+        rows = [
+            Row("minialign", "minialign", task),
+            Row("TRL + PEFT, 4 pairs at a time", "trl", task),
+            Row("TRL + PEFT, one pair at a time", "trl", task, one),
+            Row("the same, allocator tuned", "trl", task, one, tuned=True),
+            Row("minialign, references known", "minialign", task, known),
+            Row("TRL + PEFT, known, one pair, tuned", "trl", task, (*one, *known), tuned=True),
+            Row("minialign, leanest", "minialign", task, lean),
+            Row("TRL + PEFT, leanest, tuned", "trl", task, trl_lean, tuned=True),
+        ]
+        found.append(Section(task, heading, "s", rows))
+    rollouts = [Row(n, n, "rollouts") for n in ("minialign", "transformers")]
+    heading = "Rollouts: 8 prompts, 10 samples each, up to 200 tokens"
+    found.append(Section("rollouts", heading, "tokens/s", rollouts))
+    for count in (1, 8, 16, 40, 80):
+        flags = ("--rows", str(count))
+        rows = [
+            Row("minialign", "minialign", "decode", flags),
+            Row("transformers", "transformers", "decode", flags),
+            Row("llama.cpp, 16 bits", "llama.cpp", "decode", flags),
+            Row("llama.cpp, 32 bits", "llama.cpp", "decode", (*flags, "--bits", "32")),
+        ]
+        heading = f"Writing, {count} row{'s' * (count > 1)}, 64 tokens each"
+        found.append(Section("decode", heading, "tokens/s", rows))
+    for n, d, v in ((1000, 576, 49152), (2000, 4096, 32000)):
+        flags = ("-n", str(n), "-d", str(d), "-v", str(v))
+        names = ("minialign", "plain", "recomputing", "trl")
+        rows = [Row("TRL, chunked" if c == "trl" else c, c, "head", flags) for c in names]
+        heading = f"linear_logps, N = {n:,}, D = {d:,}, V = {v:,}, both ways"
+        found.append(Section("head", heading, "s", rows))
+    return found
 
 
-def training(model: CausalLM, tokens: int, completions: int) -> tuple[float, float]:
-    """Tokens per second, and FLOP/s, of scoring one prompt group forward and backward."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 1000, (completions, tokens), generator=generator).tolist()
-    group = [Sequence(tuple(ids[0][:40]), tuple(row)) for row in ids]
-    spent = seconds(lambda: score(model, group).sum().backward(), runs=3)
-    # frozen weights: one product forward, one backward for the activations, none for the weights
-    return tokens * completions / spent, 4 * frozen_parameters(model) * tokens * completions / spent
+# What PyTorch's tuning guide recommends another allocator for: freed memory is kept for reuse.
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+
+GROWTH = {
+    "demonstrations": ("--demonstrations", (1, 2, 5, 10, 20, 50)),
+    "tokens a completion": ("--length", (64, 256, 512, 1024, 2048)),
+    "samples a prompt": ("--samples", (1, 4, 16, 64)),
+}
 
 
-def sampling(model: CausalLM, rows: int, new: int = 48) -> tuple[float, float]:
-    stop_ids, model.stop_ids = model.stop_ids, ()
-    with merged_adapter(model):
-        config = SamplingConfig(max_new_tokens=new, max_rows=rows)
-        spent = seconds(lambda: sample(model, [tuple(range(10, 50))], rows, config, seed=0), runs=3)
-    model.stop_ids = stop_ids
-    return rows * new / spent, 2 * frozen_parameters(model) * rows * new / spent
+def run(row: Row, model: str, scratch: Path) -> dict[str, Any]:
+    """One process. What it says goes to a log beside the result."""
+    target = scratch / f"{row.name}.json"
+    target.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / "contestants.py"), row.task, row.contestant, str(target)]
+    command += ["--model", model, *row.flags]
+    environment = os.environ | (TUNED if row.tuned else {})
+    with open(scratch / f"{row.name}.log", "w") as log:
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if not target.exists():
+        tail = Path(log.name).read_text().strip().splitlines()[-3:]
+        raise SystemExit(f"{row.title}, {row.task}: failed:\n" + "\n".join(tail))
+    return json.loads(target.read_text())
 
 
-def kernel(name: str, tokens: int, width: int, vocabulary: int, dtype: torch.dtype) -> list[tuple]:
-    """linear_logps against the plain computation, forward and backward, with a frozen head."""
-    hidden = torch.randn(tokens, width).to(dtype).requires_grad_()
-    weight, targets = torch.randn(vocabulary, width).to(dtype) / width**0.5, torch.arange(tokens)
+def measure(section: Section, model: str, rounds: int, scratch: Path) -> dict[str, Any]:
+    """Every row in turn, `rounds` times over."""
+    there = [row for row in section.rows if installed(row.contestant)]
+    seen: dict[str, list[dict[str, Any]]] = {row.name: [] for row in there}
+    for number in range(rounds):
+        for row in there:
+            print(f"  {number + 1}/{rounds}  {row.title}", file=sys.stderr, flush=True)
+            seen[row.name].append(run(row, model, scratch))
+    rows = []
+    for row in there:
+        results = seen[row.name]
+        entry = {"title": row.title, "contestant": row.contestant, "flags": list(row.flags)}
+        entry |= {"values": values(results, section.unit)}
+        peaks = [r["peak_bytes"] for r in results if r.get("peak_bytes")]
+        entry |= {"peak_bytes": statistics.median(peaks) if peaks else None}
+        entry |= {"error": disagreement(row, section.rows[0], results, seen, scratch)}
+        for key in ("tokens", "distinct_tokens"):
+            if key in results[0]:
+                entry[key] = results[0][key]
+        rows.append(entry)
+    return {"key": section.key, "heading": section.heading, "unit": section.unit, "rows": rows}
 
-    def plain() -> None:
-        logps = (hidden @ weight.T).float().log_softmax(-1)
-        logps.gather(1, targets[:, None]).sum().backward()
 
-    fused = seconds(lambda: linear_logps(hidden, weight, targets).sum().backward())
-    rows = [(f"{name}: fused", tokens / fused, 4 * tokens * width * vocabulary / fused)]
+def installed(contestant: str) -> bool:
+    return contestant not in NEEDS or importlib.util.find_spec(NEEDS[contestant]) is not None
+
+
+def values(results: list[dict[str, Any]], unit: str) -> list[float]:
+    if unit == "s":
+        return [seconds for result in results for seconds in result["seconds"]]
     return [
-        *rows,
-        (
-            f"{name}: plain",
-            tokens / (spent := seconds(plain)),
-            6 * tokens * width * vocabulary / spent,
-        ),
+        written / seconds
+        for result in results
+        for written, seconds in zip(result["written"], result["seconds"], strict=True)
     ]
+
+
+def disagreement(
+    row: Row,
+    ours: Row,
+    results: list[dict[str, Any]],
+    seen: dict[str, list[dict[str, Any]]],
+    scratch: Path,
+) -> float:
+    """How far a row's result is from ours: gradients relatively, texts by differing tokens."""
+    if "greedy" in results[0]:
+        own = seen[ours.name][0]["greedy"]
+        pairs = zip(own, results[0]["greedy"], strict=True)
+        return sum(a != b for x, y in pairs for a, b in zip(x, y, strict=False))
+    import torch
+
+    mine = torch.load(scratch / f"{ours.name}.pt")
+    theirs = torch.load(scratch / f"{row.name}.pt")
+    assert mine.keys() == theirs.keys(), (mine.keys() ^ theirs.keys(), row)
+    gap = sum(float((mine[k].double() - theirs[k].double()).square().sum()) for k in mine)
+    whole = sum(float(mine[k].double().square().sum()) for k in mine)
+    return (gap / whole) ** 0.5
+
+
+# ---- the report ----
+
+
+def table(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    lines = [
+        f"Measured on {machine['processor']}, {machine['threads']} threads, torch "
+        f"{machine['torch']}, float32. The machine's limits in the same run: a product of two "
+        f"2048 x 2048 matrices {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s as PyTorch does it, "
+        f"{machine['product_flops'] / 1e9:,.0f} as minialign does it; reading memory "
+        f"{machine['read_bytes'] / 1e9:,.0f} GB/s.",
+        "",
+        "| | median (least to most) | against minialign | GFLOP/s, of the limit "
+        "| peak above the loaded model | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for section in found["sections"]:
+        lines.append(f"| **{section['heading']}** | {section['unit']} | | | | |")
+        lines += [_line(row, section, machine) for row in section["rows"]]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any], section: dict[str, Any], machine: dict[str, Any]) -> str:
+    median = statistics.median(row["values"])
+    rival = _ours_like(row, section)
+    ratio = median / statistics.median(rival["values"])
+    if section["unit"] == "tokens/s":
+        ratio = 1 / ratio
+    slower = (
+        ""
+        if row is rival
+        else f"{ratio:.1f} x slower"
+        if ratio >= 1
+        else f"{1 / ratio:.1f} x faster"
+    )
+    digits = 2 if median < 10 else 1 if median < 100 else 0
+    shown = (
+        f"{median:.{digits}f} ({min(row['values']):.{digits}f} to {max(row['values']):.{digits}f})"
+    )
+    flops = flops_of(row, section, median)
+    work = ""
+    if flops:
+        work = f"{flops / 1e9:,.0f}, {flops / machine['product_flops']:.0%}"
+    peak = "" if not row["peak_bytes"] else f"{row['peak_bytes'] / 1e9:.2f} GB"
+    if peak and row is not rival and rival["peak_bytes"]:
+        peak += f", {row['peak_bytes'] / rival['peak_bytes']:.1f} x"
+    error = "" if row is section["rows"][0] else f"{row['error']:.0e}" if row["error"] else "none"
+    return f"| {row['title']} | {shown} | {slower} | {work} | {peak} | {error} |"
+
+
+def _ours_like(row: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
+    """Our row to compare with: the one with the same precomputation, or the leanest."""
+    ours = [r for r in section["rows"] if r["contestant"] == "minialign"]
+    for mark in ("--precomputed", "full", "--gradient-checkpointing"):
+        if mark in row["flags"]:
+            wanted = "full" if mark == "--gradient-checkpointing" else mark
+            return next(r for r in ours if wanted in r["flags"])
+    return ours[0]
+
+
+PARAMETERS = 134_515_008  # SmolLM2-135M: the weights that a written token is multiplied with
+
+
+def flops_of(row: dict[str, Any], section: dict[str, Any], median: float) -> float | None:
+    """Useful work a second: what the layers' weights ask for, without attention or repetition."""
+    if section["unit"] == "tokens/s":
+        return 2 * PARAMETERS * median
+    if section["key"] == "head":
+        n, d, v = (int(row["flags"][i]) for i in (1, 3, 5))
+        return 4 * n * d * v / median
+    return None
+
+
+def plots(found: dict[str, Any], target: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "minialign"  # the same figures give the same file
+    figure, axes = plt.subplots(2, len(GROWTH), figsize=(11, 5.2), sharey="row")
+    for column, name in enumerate(GROWTH):
+        points = found["growth"][name]
+        where = [int(value) for value in points]
+        for axis, key, label in (
+            (axes[0][column], "seconds", "seconds a step"),
+            (axes[1][column], "gigabytes", "GB above the model"),
+        ):
+            axis.plot(where, [points[v][key] for v in points], marker="o", color="#2b6cb0")
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(where, [str(v) for v in where])
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+            if column == 0:
+                axis.set_ylabel(label)
+        axes[1][column].set_xlabel(name)
+    figure.suptitle(
+        "A DITTO step of 24 comparisons as the work grows (else 8 demonstrations of 250 tokens)"
+    )
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Date": None})
+
+
+def write_report(found: dict[str, Any], target: Path) -> None:
+    page = HERE / "speed.md"
+    image = target.with_suffix(".svg")
+    plots(found, image)
+    head = (
+        page.read_text().split("<!-- measured -->")[0]
+        if page.exists()
+        else "# Speed and memory\n\n"
+    )
+    body = (
+        f"<!-- measured -->\n\n{table(found)}\n\n![As the work grows]({image.relative_to(HERE)})\n"
+    )
+    page.write_text(head + body)
+    print(table(found))
+
+
+def machine_name(machine: dict[str, Any]) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", machine["processor"].lower()).strip("-")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="auto")
-    arguments = parser.parse_args()
-    model, _ = load(arguments.model, dtype=arguments.dtype)
-    apply_lora(model, LoRAConfig(rank=32, alpha=64.0, dropout=0.0))
-    limit = matmul_limit(model.dtype, model.device)
-    rows = [("matrix product, 2048 x 2048", float("nan"), limit)]
-    for completions in (1, 8):
-        rows.append(
-            (f"score, {completions} x 250 tokens, both ways", *training(model, 250, completions))
+    parser.add_argument("--model", default="checkpoints/smollm2-135m-instruct")
+    parser.add_argument(
+        "--only", default="", help="sections: dpo, ditto, rollouts, decode, head, growth"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--report", action="store_true", help="measure nothing, write the report")
+    options = parser.parse_args()
+    if not Path(options.model, "model.safetensors").exists():
+        raise SystemExit(f"{options.model}: no model there; make demo or make test fetches it")
+    wanted = set(filter(None, options.only.split(",")))
+    with tempfile.TemporaryDirectory() as scratch:
+        machine = run(Row("machine", "this", "machine"), options.model, Path(scratch))
+        target = RESULTS / f"{machine_name(machine)}.json"
+        found = (
+            json.loads(target.read_text()) if target.exists() else {"sections": [], "growth": {}}
         )
-    for alive in (1, 8, 40, 80):
-        rows.append((f"sample, {alive} rows", *sampling(model, alive)))
-    if model.device.type == "cpu":
-        vocabulary, width = model.lm_head.weight.shape
-        rows += kernel("log-probabilities of 1,000 tokens", 1000, width, vocabulary, model.dtype)
-    print(f"{arguments.model}, {model.dtype}, {torch.get_num_threads()} threads\n")
-    print(f"{'':44}{'tokens/s':>10}{'GFLOP/s':>10}{'of limit':>10}")
-    for name, rate, flops in rows:
-        shown = "" if rate != rate else f"{rate:,.0f}"
-        print(f"{name:44}{shown:>10}{flops / 1e9:>10,.0f}{flops / limit:>10.0%}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "device": str(model.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dtype": str(model.dtype),
-    }
-    content = {
-        "machine": machine,
-        "rows": [
-            {"name": n, "tokens_per_second": None if r != r else r, "flops": f} for n, r, f in rows
-        ],
-    }
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+        if not options.report:
+            found["machine"] = machine
+            collect(found, wanted, options, Path(scratch), target)
+    write_report(found, target)
+
+
+def collect(
+    found: dict[str, Any],
+    wanted: set[str],
+    options: argparse.Namespace,
+    scratch: Path,
+    target: Path,
+) -> None:
+    """Results are kept as they come: an interrupted run loses one section."""
+    known = {section["heading"]: section for section in found["sections"]}
+    for section in sections():
+        if wanted and section.key not in wanted:
+            continue
+        print(section.heading, file=sys.stderr, flush=True)
+        known[section.heading] = measure(section, options.model, options.rounds, scratch)
+        worst = max(row["error"] for row in known[section.heading]["rows"])
+        if worst > TOLERANCE:
+            raise SystemExit(f"{section.heading}: results differ by {worst:.1e}: not comparable")
+        order = [s.heading for s in sections()]
+        found["sections"] = sorted(known.values(), key=lambda s: order.index(s["heading"]))
+        target.write_text(json.dumps(found, indent=1) + "\n")
+    if not wanted or "growth" in wanted:
+        for name, (flag, amounts) in GROWTH.items():
+            found["growth"][name] = {}
+            for amount in amounts:
+                print(f"{amount} {name}", file=sys.stderr, flush=True)
+                row = Row(f"{amount}", "minialign", "ditto", (flag, str(amount)))
+                result = run(row, options.model, scratch)
+                found["growth"][name][str(amount)] = {
+                    "seconds": min(result["seconds"]),
+                    "gigabytes": result["peak_bytes"] / 1e9,
+                    "tokens": result["distinct_tokens"],
+                }
+        target.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

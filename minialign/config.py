@@ -87,6 +87,9 @@ class SamplingConfig:
     max_rows: int = knob(
         64, "completions written at the same time: memory depends on it, the result does not"
     )
+    cache_gb: float = knob(
+        8.0, "keys and values held at most, in GB: where they are more, fewer rows are written"
+    )
 
     def __post_init__(self) -> None:
         require(
@@ -97,6 +100,7 @@ class SamplingConfig:
         require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], not {self.top_p}")
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         require(self.max_rows >= 1, f"max_rows must be at least 1, not {self.max_rows}")
+        require(self.cache_gb > 0, f"cache_gb must be positive, not {self.cache_gb}")
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,13 @@ class TrainOptions:
     )
     seed: int = knob(0, "the same seed gives the same run")
     micro_batch_tokens: int = knob(
-        2048,
+        1024,
         "tokens in flight, or one prompt's, if more: memory depends on it, the gradient does not",
+    )
+    activation_checkpointing: Literal["none", "cheap", "full"] = knob(
+        "cheap",
+        "what the backward pass computes again: nothing; what is cheap; whole layers, for a third "
+        "more time and a tenth of the memory",
     )
     prompt: str = knob(
         "", "what is answered before and after; by default the first held-out prompt"
@@ -292,7 +301,7 @@ class EvaluateOptions:
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
     micro_batch_tokens: int = knob(
-        2048,
+        1024,
         "tokens in flight, or one prompt's, if more: memory depends on it, the gradient does not",
     )
 

@@ -1,10 +1,10 @@
-"""The kernel that every loss shares: the log-probability of a token, straight from its hidden
-state.
+"""The kernels that every loss shares: the log-probability of a token and the divergence of its
+distribution from a reference's, straight from hidden states.
 
 The plain computation, `log_softmax(hidden @ weight.T)[targets]`, holds N x V logits, their softmax
 and their gradient: for 1,000 tokens and a vocabulary of 49,152 that is 600 MB in float32.
 `linear_logps` walks over the tokens in chunks and never holds more than one chunk of logits.
-Mathematics only: this file imports torch and nothing else.
+Mathematics only: torch and matmul.py.
 
 Shape letters: N selected tokens, D hidden, V vocabulary.
 """
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 64 * 2**20  # of float32 logits; measured: larger chunks are not faster
+from minialign.matmul import product
+
+CHUNK_BYTES = 32 * 2**20  # of float32 logits; measured: larger chunks are not faster
 
 
 def linear_logps(
@@ -31,7 +33,7 @@ def linear_logps(
         hidden: (N, D), float32, float64 or a half type.
         weight: (V, D), the head, not transposed, of the same type.
         targets: (N,) token ids.
-        chunk_size: tokens whose logits are held at a time; by default as many as fit into 64 MB.
+        chunk_size: tokens whose logits are held at a time; by default as many as fit into 32 MB.
     Returns: (N,) in float32 (float64 for float64 input); logits and softmax are float32 too,
     whatever the input.
     """
@@ -63,7 +65,7 @@ class _LinearLogps(torch.autograd.Function):
             logps[rows] = (picked - total.log()).squeeze(1)
             if slopes is not None:
                 slope = _logit_slope(logits, total, targets[rows])
-                slopes[rows] = slope.to(weight.dtype) @ weight
+                slopes[rows] = product(slope.to(weight.dtype), weight.t())
         ctx.chunk = chunk
         if train_weight:
             ctx.save_for_backward(hidden, weight, targets)
@@ -83,9 +85,72 @@ class _LinearLogps(torch.autograd.Function):
             exps = _shifted_logits(hidden[rows], weight).exp_()
             slope = _logit_slope(exps, exps.sum(1, keepdim=True), targets[rows])
             slope = slope.mul_(grad[rows, None]).to(weight.dtype)
-            grad_hidden[rows] = slope @ weight
-            grad_weight += slope.T @ hidden[rows]
+            grad_hidden[rows] = product(slope, weight.t())
+            grad_weight += product(slope.t(), hidden[rows].t())
         return grad_hidden if ctx.needs_input_grad[0] else None, grad_weight, None, None
+
+
+def linear_kl(
+    hidden: Tensor,
+    reference_hidden: Tensor,
+    weight: Tensor,
+    temperature: float = 1.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """KL(reference || policy) of each token's next-token distribution, differentiable in `hidden`.
+
+        kl_n = sum_v p_v (log p_v - log q_v),
+        p = softmax(weight r_n / T),   q = softmax(weight h_n / T)
+
+    Both models' logits of one chunk of tokens are held at a time.
+
+    Args:
+        hidden: (N, D), the policy's.
+        reference_hidden: (N, D), the reference's, which gets no gradient.
+        weight: (V, D), the head of both, frozen.
+        temperature: T; no factor T^2 is added.
+        chunk_size: tokens whose logits are held at a time; by default as many as fit into 32 MB.
+    Returns: (N,) in float32 (float64 for float64 input).
+    Raises ValueError for a head that is being trained: it would move the reference as well.
+    """
+    if weight.requires_grad:
+        raise ValueError("linear_kl needs a frozen head: it is the reference's as well")
+    chunk = chunk_size or max(1, CHUNK_BYTES // (8 * weight.shape[0]))
+    return _LinearKL.apply(hidden, reference_hidden.detach(), weight, temperature, chunk)
+
+
+class _LinearKL(torch.autograd.Function):
+    """d kl_n / d h_n = (q - p) weight / T, whatever the loss: made in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        reference_hidden: Tensor,
+        weight: Tensor,
+        temperature: float,
+        chunk: int,
+    ) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        divergence = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(hidden), chunk):
+            log_q = (head_logits(hidden[rows], weight) / temperature).log_softmax(1)
+            log_p = (head_logits(reference_hidden[rows], weight) / temperature).log_softmax(1)
+            p = log_p.exp()
+            divergence[rows] = (p * (log_p - log_q)).sum(1)
+            if slopes is not None:
+                slope = log_q.exp_().sub_(p).div_(temperature)
+                slopes[rows] = product(slope.to(weight.dtype), weight.t())
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return divergence
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (grad[:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
 def _logit_slope(exps: Tensor, total: Tensor, targets: Tensor) -> Tensor:
@@ -111,7 +176,7 @@ def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     From half types a GPU accumulates and returns float32; a processor rounds to the half type once.
     """
     if hidden.dtype in (torch.float32, torch.float64):
-        return hidden @ weight.T
+        return product(hidden, weight)
     if hidden.is_cuda:
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return (hidden @ weight.T).float()

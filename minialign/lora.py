@@ -18,16 +18,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from minialign.config import LoRAConfig
 from minialign.data import read_json
 from minialign.errors import InputError
+from minialign.matmul import Linear, linear, product
 
 PEFT_PREFIX = "base_model.model."
 BASE_FILE = "base.json"  # ours, and optional: which model the adapter was trained on
@@ -44,14 +47,14 @@ UNSUPPORTED = (
 )
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(Linear):
     """A frozen linear layer with named low-rank adapters.
 
     `weight` keeps its name, so base checkpoints still fit.
     """
 
     def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
+        super().__init__(base.in_features, base.out_features, device="meta")
         self.weight = base.weight
         self.lora_A = nn.ParameterDict()  # name -> (rank, in)
         self.lora_B = nn.ParameterDict()  # name -> (out, rank)
@@ -76,13 +79,13 @@ class LoRALinear(nn.Module):
         return (self.lora_B[name] @ self.lora_A[name]) * (config.alpha / config.rank)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
-        y = F.linear(x, self.weight)
+        y = linear(x, self.weight, self.packed)
         if self.active is None or self.merged:
             return y
         config = self.configs[self.active]
-        wide = F.dropout(x, config.dropout, self.training).float()
-        update = F.linear(F.linear(wide, self.lora_A[self.active]), self.lora_B[self.active])
-        return y + (update * (config.alpha / config.rank)).to(y.dtype)
+        wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)
+        scale = config.alpha / config.rank
+        return _AddUpdate.apply(y, wide, self.lora_A[self.active], self.lora_B[self.active], scale)
 
     @torch.no_grad()
     def merge(self) -> int:
@@ -105,6 +108,38 @@ class LoRALinear(nn.Module):
         """Puts the original weight back: the very tensor, so nothing is rounded twice."""
         if self._unmerged is not None:
             self.weight.data, self._unmerged = self._unmerged, None
+
+
+class _AddUpdate(torch.autograd.Function):
+    """y += s (x A^T) B^T, in place: no (N, out) update is ever held, and only x and x A^T are kept.
+
+    With u = s x A^T, (N, rank):   dB = dy^T u,   du = s dy B,   dA = du^T x,   dx = du A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        low = product(x, a).mul_(scale)
+        ctx.save_for_backward(x, low, a, b)
+        ctx.scale = scale
+        ctx.mark_dirty(y)
+        return y.addmm_(low, b.t()) if y.dtype == low.dtype else y.add_(product(low, b))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, None]:
+        x, low, a, b = ctx.saved_tensors
+        wide = grad.to(low.dtype)
+        _, wants_x, wants_a, wants_b, _ = ctx.needs_input_grad
+        grad_low = product(wide, b.t()).mul_(ctx.scale)
+        return (
+            grad,
+            product(grad_low, a.t()) if wants_x else None,
+            product(grad_low.t(), x.t()) if wants_a else None,
+            product(low.t(), wide.t()).t() if wants_b else None,
+            None,
+        )
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -131,16 +166,12 @@ def apply_lora(
             "target_modules: lm_head cannot carry an adapter, the fused losses would not see it"
         )
     for target in config.target_modules:
-        parents = [
-            m
-            for m in model.modules()
-            if isinstance(getattr(m, target, None), (nn.Linear, LoRALinear))
-        ]
+        parents = [m for m in model.modules() if isinstance(getattr(m, target, None), nn.Linear)]
         if not parents:
             raise InputError(f"target_modules: the model has no linear layer called {target!r}")
         for parent in parents:
             linear = getattr(parent, target)
-            if isinstance(linear, nn.Linear):
+            if not isinstance(linear, LoRALinear):
                 linear = LoRALinear(linear)
                 setattr(parent, target, linear)
             linear.add(name, config, generator)

@@ -15,15 +15,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from minialign.activations import (
+    plain_rms_norm,
+    plain_rotate,
+    plain_swiglu,
+    rms_norm,
+    rotate,
+    swiglu,
+)
 from minialign.attention import Attend, PackedAttention, Segment
 from minialign.errors import InputError
+from minialign.matmul import Linear
 
+Checkpointing = Literal["none", "cheap", "full"]
 ROPE_TYPES = ("default", "llama3")
 LLAMA3_FIELDS = (
     "factor",
@@ -106,17 +116,15 @@ class ModelConfig:
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), the mean in float32 (arXiv 1910.07467)."""
-
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self.lean = True
 
     def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        norm = rms_norm if self.lean else plain_rms_norm
+        return norm(x, self.weight, self.eps)
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
@@ -138,15 +146,6 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     return fast * frequencies + (1 - fast) * frequencies / scaling["factor"]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, rotate-half layout (arXiv 2104.09864).
-
-    x is (N, heads, Hd), cos and sin are (N, 1, Hd).
-    """
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share K key-value heads.
 
@@ -161,15 +160,17 @@ class Attention(nn.Module):
             config.num_attention_heads * config.head_dim,
             config.num_key_value_heads * config.head_dim,
         )
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, queries)
+        self.k_proj = Linear(config.hidden_size, keys)
+        self.v_proj = Linear(config.hidden_size, keys)
+        self.o_proj = Linear(queries, config.hidden_size)
+        self.lean = True
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         heads = (len(x), -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(heads), cos, sin)  # (N, H, Hd)
-        k = rotate(self.k_proj(x).view(heads), cos, sin)  # (N, K, Hd)
+        turn = rotate if self.lean else plain_rotate
+        q = turn(self.q_proj(x).view(heads), cos, sin)  # (N, H, Hd)
+        k = turn(self.k_proj(x).view(heads), cos, sin)  # (N, K, Hd)
         v = self.v_proj(x).view(heads)
         return self.o_proj(attend(self.layer, q, k, v).reshape(len(x), -1))
 
@@ -179,12 +180,14 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.lean = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gated = swiglu if self.lean else plain_swiglu
+        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
 
 
 class DecoderLayer(nn.Module):
@@ -211,6 +214,7 @@ class Transformer(nn.Module):
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.recompute_layers = False
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         x = self.embed_tokens(ids)
@@ -218,7 +222,10 @@ class Transformer(nn.Module):
         cos = angles.cos().repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, Hd)
         sin = angles.sin().repeat(1, 2)[:, None].to(x.dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+            if self.recompute_layers and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False)
+            else:
+                x = layer(x, cos, sin, attend)
         return self.norm(x)
 
 
@@ -235,9 +242,21 @@ class CausalLM(nn.Module):
         self.revision: str | None = None
         self.stop_ids: tuple[int, ...] = ()
         self.model = Transformer(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def set_activation_checkpointing(self, mode: Checkpointing) -> None:
+        """What the forward pass keeps for the backward pass. No mode changes the gradient.
+
+        none: all that autograd would; cheap: what norms, rotations and SwiGLU made is made again
+        from their inputs; full: only each layer's input is kept, and a layer's forward pass runs
+        again, a third more work.
+        """
+        for module in self.modules():
+            if isinstance(module, RMSNorm | Attention | MLP):
+                module.lean = mode != "none"
+        self.model.recompute_layers = mode == "full"
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,8 @@ from minialign.data import Sequence
 from minialign.fused import CHUNK_BYTES
 from minialign.job import Job
 from minialign.lora import trainable_parameters
-from minialign.model import CausalLM, ModelConfig
-from minialign.sampler import sample
+from minialign.model import CausalLM, Checkpointing, ModelConfig
+from minialign.sampler import cache_bytes, cache_rows, sample
 from minialign.scoring import by_prompt, score
 
 PROBE_TOKENS = 400  # what the training probe reads
@@ -104,26 +104,25 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     """What is held at the same time, at most.
 
     Weights; adapters (policy and reference, gradient, two moments); one micro-batch of activations
-    or one cache, whichever is larger; a chunk of logits and its softmax.
+    or what the sampler holds, whichever is larger; a chunk of logits and its softmax.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     # float32, five times: policy, gradient, two moments, reference
     adapters = 5 * 4 * sum(p.numel() for p in trainable_parameters(model))
-    size = torch.empty(0, dtype=model.dtype).element_size()
     longest = max(len(s.prompt_ids) for s in job.train) + job.config.sampling.max_new_tokens
-    activations = _tokens_in_flight(job) * activation_bytes(model.config, job.config.lora, size)
-    rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
-    config = model.config
-    cache = (
-        rows
-        * longest
-        * config.num_hidden_layers
-        * config.num_key_value_heads
-        * config.head_dim
-        * 2
-        * size
+    activations = activation_bytes(
+        model.config,
+        job.config.lora,
+        model.dtype.itemsize,
+        _tokens_in_flight(job),
+        job.options.activation_checkpointing,
     )
-    return weights + adapters + max(activations, cache) + 2 * CHUNK_BYTES
+    samples = len(job.train) * job.config.samples_per_prompt
+    rows = cache_rows(model, longest, samples, job.config.sampling)
+    writing = rows * cache_bytes(model, longest)
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        writing += weights  # packed for the sampler
+    return weights + adapters + max(activations, writing) + 2 * CHUNK_BYTES
 
 
 def _tokens_in_flight(job: Job) -> int:
@@ -137,14 +136,23 @@ def _tokens_in_flight(job: Job) -> int:
     return max(largest, job.options.micro_batch_tokens)
 
 
-def activation_bytes(config: ModelConfig, lora: LoRAConfig, size: int) -> int:
-    """What the backward pass keeps per token: the inputs of all that is not a frozen matrix."""
+def activation_bytes(
+    config: ModelConfig, lora: LoRAConfig, size: int, tokens: int, mode: Checkpointing
+) -> int:
+    """What the backward pass keeps: the inputs of all that is not a frozen matrix."""
+    hidden, width = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    kept = 4 * config.hidden_size + 4 * queries + 3 * keys + 4 * config.intermediate_size
-    adapters = len(lora.target_modules) * (config.hidden_size + lora.rank)
-    float32 = 2 * config.hidden_size + adapters
-    return config.num_hidden_layers * (kept * size + float32 * 4)
+    kept = 2 * hidden + 2 * queries + 2 * keys + 2 * width
+    if mode == "none":
+        kept += 2 * hidden + width
+    targets = set(lora.target_modules)
+    inputs = hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + ("o_proj" in targets))
+    inputs += hidden * bool(targets & {"gate_proj", "up_proj"}) + width * ("down_proj" in targets)
+    layer = kept * size + 4 * (inputs + lora.rank * len(targets))
+    if mode == "full":
+        return tokens * (layer + config.num_hidden_layers * hidden * size)
+    return tokens * layer * config.num_hidden_layers
 
 
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:

@@ -96,7 +96,7 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | Path, *, seed: int = 0, micro_batch_tokens: int = 2048
+        self, folder: str | Path, *, seed: int = 0, micro_batch_tokens: int = 1024
     ) -> None:
         self.folder = Path(folder)
         self.seed = seed

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minialign.attention import KVCache, PackedAttention, Segment
@@ -25,10 +26,13 @@ from minialign.config import SamplingConfig
 from minialign.data import Messages
 from minialign.errors import InputError
 from minialign.fused import head_logits
+from minialign.matmul import packed_weights
 from minialign.model import CausalLM
 
 if TYPE_CHECKING:
     from minialign.tokenizer import Tokenizer
+
+BLOCK = 256  # numbers that the draw sums up at a time
 
 FinishReason = Literal["stop", "length"]
 OnToken = Callable[[int, int, int], None]  # (prompt index, sample index, token id)
@@ -89,7 +93,8 @@ def sample(
     training = model.training
     model.eval()
     try:
-        rows = _write(model, prompts, n, config, limits, seed, on_token)
+        with packed_weights(model):
+            rows = _write(model, prompts, n, config, limits, seed, on_token)
     finally:
         model.train(training)
     done = {(row.prompt, row.sample): row for row in rows}
@@ -130,7 +135,8 @@ def _write(
     read: dict[tuple[int, ...], _Prefix] = {}
     live: list[_Row] = []
     finished: list[_Row] = []
-    cache = _new_cache(model, prompts, limits, min(config.max_rows, len(queue)))
+    longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    cache = _new_cache(model, longest, cache_rows(model, longest, len(queue), config))
     logits: Tensor | None = None  # (B, V): what each live row will be drawn from
     while queue or live:
         joined = _join(model, prompts, queue, live, cache, read, waiting)
@@ -151,7 +157,7 @@ def _write(
             continue
         positions, attend = cache.step()
         hidden = model(torch.tensor(ids, device=model.device), positions, attend)
-        logits = head_logits(hidden, model.lm_head.weight)
+        logits = _logits(model, hidden)
     return finished
 
 
@@ -161,11 +167,22 @@ def _uniforms(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 
-def _new_cache(
-    model: CausalLM, prompts: SequenceABC[SequenceABC[int]], limits: list[int], rows: int
-) -> KVCache:
+def cache_rows(model: CausalLM, longest: int, samples: int, config: SamplingConfig) -> int:
+    """How many of `samples` completions are written at a time, in sequences of `longest` tokens."""
+    fit = config.cache_gb * 1e9 / cache_bytes(model, longest)
+    return max(1, int(min(config.max_rows, samples, fit)))
+
+
+def cache_bytes(model: CausalLM, longest: int) -> int:
+    """Keys and values of one row."""
     config = model.config
-    longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits, strict=True))
+    places = min(longest, config.sliding_window or longest)
+    numbers = 2 * config.num_hidden_layers * places * config.num_key_value_heads * config.head_dim
+    return numbers * model.dtype.itemsize
+
+
+def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
+    config = model.config
     return KVCache(
         config.num_hidden_layers,
         rows,
@@ -202,7 +219,7 @@ def _join(
     if unread:
         read |= _read(model, unread)
     for prompt, group in groups.items():
-        cache.add(read[prompt].recorded, Segment(0, len(prompt)), len(group))
+        cache.add(read[prompt].recorded, len(prompt), len(group))
     logits = torch.stack([read[prompt].logits for prompt in groups])
     repeats = torch.tensor([len(group) for group in groups.values()], device=model.device)
     for prompt, group in groups.items():
@@ -233,7 +250,7 @@ def _read(model: CausalLM, prompts: SequenceABC[tuple[int, ...]]) -> dict[tuple[
     attend = PackedAttention(segments, model.config.sliding_window, device, record=True)
     hidden = model(torch.tensor(ids, device=device), torch.tensor(positions, device=device), attend)
     last = torch.tensor([segment.stop - 1 for segment in segments], device=device)
-    logits = head_logits(hidden[last], model.lm_head.weight)
+    logits = _logits(model, hidden[last])
     return {
         prompt: _Prefix(
             [(k[s.start : s.stop], v[s.start : s.stop]) for k, v in attend.recorded], row
@@ -242,41 +259,65 @@ def _read(model: CausalLM, prompts: SequenceABC[tuple[int, ...]]) -> dict[tuple[
     }
 
 
+def _logits(model: CausalLM, hidden: Tensor) -> Tensor:
+    head = model.lm_head
+    return head_logits(hidden, head.weight if head.packed is None else head.packed)
+
+
 def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]:
     """Draws one token for each live row and notes its log-probability."""
     numbers = [float(row.uniforms[len(row.ids)]) for row in live]
     uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
-    logps = logits.log_softmax(-1)
-    ids = draw_tokens(logps, uniforms, config)
-    chosen = logps.gather(1, ids[:, None]).squeeze(1).tolist()
-    for row, token, logprob in zip(live, ids.tolist(), chosen, strict=True):
+    ids = draw_tokens(logits, uniforms, config)
+    chosen = logits.gather(1, ids[:, None]).squeeze(1) - logits.logsumexp(-1)
+    for row, token, logprob in zip(live, ids.tolist(), chosen.tolist(), strict=True):
         row.ids.append(token)
         row.logprob += logprob
     return ids.tolist()
 
 
-def draw_tokens(logps: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+def draw_tokens(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
     """Inverse transform sampling: the first token whose cumulative probability exceeds u.
 
-    Log-probabilities (B, V) and uniforms (B,) -> token ids (B,).
+    Logits (B, V), up to a constant a row, and uniforms (B,) -> token ids (B,).
 
     Temperature first, then top-k, then top-p, as transformers does. Temperature 0 is argmax.
     """
     if config.temperature == 0:
-        return logps.argmax(-1)
-    scaled = logps / config.temperature
-    if config.top_k and config.top_k < logps.shape[-1]:
+        return logits.argmax(-1)
+    scaled = logits if config.temperature == 1 else logits / config.temperature
+    if config.top_k and config.top_k < logits.shape[-1]:
         kept = scaled.topk(config.top_k).values[:, -1:]
         scaled = scaled.masked_fill(scaled < kept, -torch.inf)
     if config.top_p < 1:
         scaled = _keep_top_p(scaled, config.top_p)
-    cumulative = scaled.softmax(-1).cumsum(-1)  # (B, V)
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp_()
     # A u that rounds to 1 would exceed every cumulative probability, and draw the last token of the
     # vocabulary whether it was kept or not.
-    below_one = 1 - torch.finfo(cumulative.dtype).eps / 2
-    thresholds = uniforms[:, None].to(cumulative.dtype).clamp(max=below_one) * cumulative[:, -1:]
-    ids = torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
-    return ids.clamp_(max=logps.shape[-1] - 1)  # not a number: the optimizer says so in a line
+    below_one = 1 - torch.finfo(weights.dtype).eps / 2
+    return _first_exceeding(weights, uniforms.to(weights.dtype).clamp(max=below_one))
+
+
+def _first_exceeding(weights: Tensor, shares: Tensor) -> Tensor:
+    """The first place at which the cumulative weight exceeds this share of the whole.
+
+    Weights (B, V), not negative, and shares (B,) in [0, 1) -> places (B,).
+
+    A cumulative sum over a whole vocabulary runs through it number by number. Blocks are summed
+    first, which is fast; only their sums and the one block that matters are accumulated.
+    """
+    rows, size = weights.shape
+    padded = F.pad(weights, (0, -size % BLOCK)) if size % BLOCK else weights
+    blocks = padded.view(rows, -1, BLOCK)
+    sums = blocks.sum(-1).cumsum(-1)  # (B, V / BLOCK)
+    thresholds = shares[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, thresholds, right=True).clamp_(max=sums.shape[1] - 1)
+    before = F.pad(sums, (1, 0)).gather(1, block)  # what the blocks in front of it hold
+    own = blocks[torch.arange(rows, device=weights.device), block[:, 0]].cumsum(-1)
+    place = torch.searchsorted(own, thresholds - before, right=True)
+    # rounding may put the threshold behind a block that it lies in: its last token with any weight
+    last = (own < own[:, -1:]).sum(-1, keepdim=True)
+    return (block * BLOCK + torch.minimum(place, last)).squeeze(1).clamp_(max=size - 1)
 
 
 def _keep_top_p(logits: Tensor, top_p: float) -> Tensor:

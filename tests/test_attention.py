@@ -69,8 +69,10 @@ class Writer:
         window = self.model.config.sliding_window
         attend = PackedAttention(segments, window, torch.device("cpu"), record=True)
         hidden = self.model(torch.tensor(ids), positions, attend)
-        for segment in segments:
-            self.cache.add(attend.recorded, segment, copies)
+        for segment, prompt in zip(segments, prompts, strict=True):
+            own = slice(segment.start, segment.stop)
+            recorded = [(k[own], v[own]) for k, v in attend.recorded]
+            self.cache.add(recorded, len(prompt), copies)
         return self.model.lm_head(hidden)
 
     @torch.no_grad()
@@ -160,6 +162,89 @@ def test_a_removed_row_leaves_the_others_right_and_its_place_to_a_new_one(
     at.append(2)
     for _ in range(4):
         feed_and_check()
+
+
+# ---- the ring ----
+
+PROMPT_LENGTHS = [WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW]
+
+
+@pytest.fixture
+def windowed(toy_config: ModelConfig, make_toy_model: Callable[..., CausalLM]) -> CausalLM:
+    return make_toy_model(replace(toy_config, sliding_window=WINDOW))
+
+
+def places(writer: Writer) -> tuple[int, int]:
+    return writer.cache.keys.shape[2], writer.cache.values.shape[2]
+
+
+def test_the_cache_has_as_many_places_as_can_be_seen_and_no_more(
+    windowed: CausalLM, toy_model: CausalLM
+) -> None:
+    assert places(Writer(windowed, 1, length=100)) == (WINDOW, WINDOW)
+    assert places(Writer(windowed, 1, length=WINDOW - 1)) == (WINDOW - 1, WINDOW - 1)
+    assert places(Writer(toy_model, 1, length=100)) == (100, 100)
+
+
+@pytest.mark.parametrize("prompt_length", PROMPT_LENGTHS)
+def test_a_ring_that_is_overwritten_many_times_has_the_logits_of_the_full_forward(
+    windowed: CausalLM, prompt_length: int
+) -> None:
+    """Two layers see further back than one window, so a stale or missing place would show."""
+    ids = text(0, prompt_length + 4 * WINDOW + 3)
+    writer = Writer(windowed, rows=1, length=len(ids))
+    steps = [writer.read([ids[:prompt_length]])]
+    steps += [writer.feed([token]) for token in ids[prompt_length:]]
+    assert_close(torch.cat(steps), full(windowed, ids))
+    assert places(writer) == (WINDOW, WINDOW)
+
+
+def test_a_token_that_has_left_the_window_is_forgotten(
+    toy_config: ModelConfig, make_toy_model: Callable[..., CausalLM]
+) -> None:
+    """One layer, so nothing reaches further than a window: other old tokens change not a bit."""
+    model = make_toy_model(replace(toy_config, sliding_window=WINDOW, num_hidden_layers=1))
+    same = text(0, WINDOW)
+    seen = []
+    for seed in (1, 2):
+        writer = Writer(model, rows=1)
+        writer.read([text(seed, WINDOW + 2)])
+        seen += [torch.cat([writer.feed([token]) for token in same])]
+    assert torch.equal(seen[0][-1], seen[1][-1])
+    assert not torch.equal(seen[0][-2], seen[1][-2])
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_rows_leave_and_join_while_the_rings_are_full(windowed: CausalLM, removed: int) -> None:
+    texts = [text(seed, 60) for seed in range(6)]
+    at = dict(enumerate(PROMPT_LENGTHS))  # tokens that each row has seen
+    writer = Writer(windowed, rows=4, length=60)
+    writer.read([texts[row][:length] for row, length in at.items()])
+    expected = [full(windowed, ids) for ids in texts]
+    live = list(at)
+
+    def feed_and_check(steps: int) -> None:
+        for _ in range(steps):
+            logits = writer.feed([texts[row][at[row]] for row in live])
+            assert_close(logits, torch.stack([expected[row][at[row]] for row in live]))
+            for row in live:
+                at[row] += 1
+
+    def remove(place: int) -> None:
+        writer.cache.remove(place)
+        live[place] = live[-1]
+        live.pop()
+
+    feed_and_check(WINDOW + 3)
+    remove(removed)
+    feed_and_check(WINDOW + 1)
+    for row, length in ((4, 2), (5, 2 * WINDOW + 1)):  # into the places of full rings
+        writer.read([texts[row][:length]])
+        live.append(row)
+        at[row] = length
+        feed_and_check(2)
+        remove(0)
+    feed_and_check(5)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from minialign.errors import InputError
 from minialign.job import Job, prepare
 from minialign.lora import apply_lora, trainable_parameters
 from minialign.plan import Speed, Work, activation_bytes, describe, memory_bytes
+from minialign.sampler import cache_bytes
 from minialign.weights import load_for
 
 CONFIGS = [TrainOptions, DittoConfig, SampleOptions, EvaluateOptions]
@@ -44,7 +45,8 @@ TYPED = {
     **{"sft_max_steps": "8", "sft_batch_size": "2", "sft_learning_rate": "1e-2"},
     **{"sft_warmup_ratio": "0.5", "sft_stop_loss": "0.75", "sft_train_on_prompt": ""},
     **{"max_new_tokens": "77", "temperature": "0.5", "top_p": "0.9", "top_k": "11"},
-    **{"max_rows": "5", "max_steps": "12", "resample_every": "3", "samples_per_prompt": "4"},
+    **{"max_rows": "5", "cache_gb": "1.5"},
+    **{"max_steps": "12", "resample_every": "3", "samples_per_prompt": "4"},
     **{"pairs_per_step": "6", "expert_fraction": "0.5", "replay_fraction": "0.25"},
     **{"inter_model_fraction": "0.25", "beta": "0.2", "learning_rate": "0.02"},
     **{"warmup_ratio": "0.75", "label_smoothing": "0.125", "nll_weight": "2"},
@@ -297,11 +299,40 @@ def test_memory_grows_with_what_is_held_at_a_time(job: Job) -> None:
     small = memory_bytes(model, job)
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert small > weights
-    options = dataclasses.replace(job.options, micro_batch_tokens=2 * 2048)
+    options = dataclasses.replace(job.options, micro_batch_tokens=2 * 1024)
     more = memory_bytes(model, dataclasses.replace(job, options=options)) - small
-    assert more == 2048 * activation_bytes(model.config, job.config.lora, 4)
+    assert more == activation_bytes(model.config, job.config.lora, 4, 1024, "cheap")
     longer = dataclasses.replace(job.config, sampling=SamplingConfig(10**7))
     assert memory_bytes(model, dataclasses.replace(job, config=longer)) > small
+
+
+def test_the_plan_counts_no_more_of_the_cache_than_cache_gb(job: Job) -> None:
+    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
+    apply_lora(model, job.config.lora, "sft")
+
+    def planned(cache_gb: float) -> int:
+        # so many rows that they need more than the activations
+        sampling = SamplingConfig(100_000, max_rows=10**6, cache_gb=cache_gb)
+        config = dataclasses.replace(
+            job.config, sampling=sampling, samples_per_prompt=10**5, pairs_per_step=10
+        )
+        return memory_bytes(model, dataclasses.replace(job, config=config))
+
+    longest = max(len(s.prompt_ids) for s in job.train) + 100_000
+    row = cache_bytes(model, longest)
+    assert planned(3003.5 * row / 1e9) - planned(3000.5 * row / 1e9) == 3 * row
+
+
+def test_the_plan_knows_what_each_checkpointing_mode_keeps(job: Job) -> None:
+    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
+    apply_lora(model, job.config.lora, "sft")
+    planned = {}
+    for mode in ("none", "cheap", "full"):
+        options = dataclasses.replace(
+            job.options, activation_checkpointing=mode, micro_batch_tokens=10**6
+        )
+        planned[mode] = memory_bytes(model, dataclasses.replace(job, options=options))
+    assert planned["none"] > planned["cheap"] > planned["full"]
 
 
 def test_measuring_the_speed_leaves_the_model_as_it_was(job: Job) -> None:

@@ -22,6 +22,7 @@ from toys import (
 )
 
 from minialign import run as run_module
+from minialign import sampler
 from minialign.cli import flags_of
 from minialign.config import DittoConfig
 from minialign.data import Sequence
@@ -234,7 +235,10 @@ DPO_KNOBS: dict[str, dict[str, Any]] = {
     "label_smoothing": {"label_smoothing": 0.2},
     "nll_weight": {"nll_weight": 0.5},
 }
-MEMORY_KNOBS = {"sampling.max_rows": {"sampling.max_rows": 2}}
+MEMORY_KNOBS: dict[str, dict[str, Any]] = {
+    "sampling.max_rows": {"sampling.max_rows": 2},
+    "sampling.cache_gb": {"sampling.cache_gb": 2e-5},  # two rows of this model
+}
 KNOBS = SFT_KNOBS | SAMPLING_KNOBS | DPO_KNOBS | MEMORY_KNOBS
 
 
@@ -279,10 +283,15 @@ def test_which_sft_knobs_reach_dpo(path: str, tmp_path: Path) -> None:
     assert (after.adapters["ditto"] != before.adapters["ditto"]) == (path != "lora.dropout")
 
 
-def test_max_rows_changes_memory_and_nothing_in_the_result(
-    tmp_path: Path, baseline: Outcome
+@pytest.mark.parametrize("path", MEMORY_KNOBS)
+def test_a_memory_knob_changes_rows_and_nothing_in_the_result(
+    path: str, tmp_path: Path, baseline: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = small_training(tmp_path / "r", small_config(**MEMORY_KNOBS["sampling.max_rows"]))
+    rows: list[int] = []
+    count = sampler.cache_rows
+    monkeypatch.setattr(sampler, "cache_rows", lambda *args: rows.append(count(*args)) or rows[-1])
+    found = small_training(tmp_path / "r", small_config(**MEMORY_KNOBS[path]))
+    assert rows and 1 <= min(rows) <= max(rows) < len(TEXTS) * small_config().samples_per_prompt
     assert found.adapters == baseline.adapters
     assert [s["ids"] for s in found.samples] == [s["ids"] for s in baseline.samples]
 

@@ -202,12 +202,13 @@ def chat(workplace: Path, typed: str, *flags: str) -> list[str]:
 
 
 def test_chat_remembers_until_reset(workplace: Path) -> None:
-    first, second, _, third, _ = chat(workplace, "Hello\nHello\n/reset\nHello\n", *ADAPTER)
-    (answer,) = expected(workplace, ["Hello"])[0]
+    said = "Good morning"
+    first, second, _, third, _ = chat(workplace, f"{said}\n{said}\n/reset\n{said}\n", *ADAPTER)
+    (answer,) = expected(workplace, [said])[0]
     conversation = [
-        {"role": "user", "content": "Hello"},
+        {"role": "user", "content": said},
         {"role": "assistant", "content": answer},
-        {"role": "user", "content": "Hello"},
+        {"role": "user", "content": said},
     ]
     assert first == third == answer + "\n\n"
     assert second == expected(workplace, [conversation])[0][0] + "\n\n" != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +14,21 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from minialign.attention import PackedAttention
+from minialign import matmul, sampler
+from minialign.attention import KVCache, PackedAttention
 from minialign.config import SamplingConfig
 from minialign.data import Sequence
 from minialign.errors import InputError
 from minialign.model import CausalLM
-from minialign.sampler import Completion, draw_tokens, generate, sample
+from minialign.sampler import (
+    Completion,
+    _first_exceeding,
+    cache_bytes,
+    cache_rows,
+    draw_tokens,
+    generate,
+    sample,
+)
 from minialign.scoring import score
 
 PROMPTS = [[5, 6, 7], [9], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [5, 6, 7]]
@@ -170,6 +180,245 @@ def test_temperature_zero_is_argmax_whatever_the_uniform() -> None:
     uniforms = torch.tensor([0.0, 0.5, 0.999])
     ids = draw_tokens(LOGITS.expand(3, -1), uniforms, SamplingConfig(temperature=0))
     assert ids.tolist() == [0, 0, 0]
+
+
+# ---- the draw, block by block ----
+
+SIZES = [1, 2, 255, 256, 257, 1000]
+ALMOST_ONE = {torch.float32: 1 - 2**-24, torch.float64: 1 - 2**-53}
+
+
+def simple_places(weights: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """The definition, number by number, in float64."""
+    cumulative = weights.double().cumsum(-1)
+    thresholds = (shares[:, None] * weights.sum(-1, keepdim=True)).double()
+    return torch.searchsorted(cumulative, thresholds, right=True).squeeze(1)
+
+
+def whole_weights(size: int) -> dict[str, torch.Tensor]:
+    """Whole numbers, whose float32 sums are exact in any order: so there is one right answer."""
+    generator = torch.Generator().manual_seed(size)
+    usual = torch.randint(0, 50, (size,), generator=generator).double()
+    usual[torch.randint(size, (1,), generator=generator)] += 1  # not all of them zero
+    first, last, middle, one_block, steep = (torch.zeros_like(usual) for _ in range(5))
+    first[0] = last[-1] = middle[size // 2] = 1
+    one_block[-(size % 256 or 256) :] = 3  # all blocks in front of the last one weigh nothing
+    steep[[0, -1]] = torch.tensor([1e6, 1.0], dtype=steep.dtype) if size > 1 else 1.0
+    gaps = usual.clone()
+    gaps[256 : size - 1] = 0
+    gaps[-1] += 1
+    return {
+        **{"usual": usual, "rare": (usual > 45).double(), "equal": torch.ones_like(usual)},
+        **{"first": first, "last": last, "middle": middle},
+        **{"last block": one_block, "steep": steep, "a gap": gaps},
+    }
+
+
+def shares_of(weights: torch.Tensor) -> torch.Tensor:
+    """0, just below 1, an even grid, and what lies on the borders between tokens."""
+    borders = (weights.cumsum(-1) / weights.sum())[:-1][:200]
+    ends = torch.tensor([0.0, ALMOST_ONE[weights.dtype]], dtype=weights.dtype)
+    return torch.cat((ends, torch.arange(1, 300).to(weights) / 300, borders[borders < 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_block_wise_draw_equals_the_simple_one(size: int, dtype: torch.dtype) -> None:
+    for name, weights in whole_weights(size).items():
+        if not weights.any():
+            continue
+        row = weights.to(dtype)
+        shares = shares_of(row)
+        rows = row.expand(len(shares), -1)
+        found = _first_exceeding(rows, shares)
+        assert torch.equal(found, simple_places(rows, shares)), name
+        assert (row[found] > 0).all(), name
+        assert found[0] == row.nonzero()[0]  # a share of 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_block_wise_draw_is_right_to_rounding_and_never_draws_the_impossible(
+    size: int, dtype: torch.dtype
+) -> None:
+    """Softmax-like weights over many orders of magnitude, half of them exactly 0."""
+    generator = torch.Generator().manual_seed(size)
+    logits = 8 * torch.randn(400, size, generator=generator, dtype=torch.float64)
+    logits[:, 1:][torch.rand(400, size - 1, generator=generator) < 0.5] = -torch.inf
+    weights = (logits - logits.amax(-1, keepdim=True)).exp().to(dtype)
+    shares = torch.rand(400, generator=generator, dtype=dtype)
+    shares[::4], shares[1::4] = 0, ALMOST_ONE[dtype]
+    places = _first_exceeding(weights, shares)
+    assert (weights.gather(1, places[:, None]) > 0).all()
+    cumulative = weights.double().cumsum(-1) / weights.double().sum(-1, keepdim=True)
+    reached = cumulative.gather(1, places[:, None]).squeeze(1)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, places[:, None]).squeeze(1)
+    rounding = 300 * torch.finfo(dtype).eps
+    assert (before <= shares + rounding).all()
+    assert (reached >= shares - rounding).all()
+
+
+def test_rows_of_different_blocks_are_drawn_in_one_call() -> None:
+    """Each row finds its own block."""
+    weights = torch.eye(1000)[[999, 0, 256, 255, 511, 512]]
+    assert _first_exceeding(weights, torch.full((6,), 0.5)).tolist() == [999, 0, 256, 255, 511, 512]
+
+
+def test_random_uniforms_draw_each_token_as_often_as_its_weight_says() -> None:
+    """Chi-square over 600 tokens, so three blocks: its mean is 599, its deviation 35."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(600, generator=generator) + 0.1
+    count = 200_000
+    shares = torch.rand(count, generator=generator)
+    drawn = torch.cat(
+        [_first_exceeding(weights.expand(len(s), -1), s) for s in shares.split(10_000)]
+    )
+    expected = count * weights.double() / weights.double().sum()
+    chi_square = ((drawn.bincount(minlength=600) - expected) ** 2 / expected).sum()
+    assert 450 < chi_square < 750
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+def test_a_constant_added_to_a_row_s_logits_changes_no_draw(knobs: dict[str, Any]) -> None:
+    """Powers of two, so that adding is exact; far ones would overflow without a maximum."""
+    logits = torch.round(LOGITS * 8) / 8
+    uniforms = torch.arange(0.005, 1, 0.01)
+    config = SamplingConfig(**knobs)
+    expected = draw_tokens(logits.expand(100, -1), uniforms, config)
+    for constant in (-1024.0, 512.0):
+        moved = (logits + constant).expand(100, -1)
+        assert torch.equal(draw_tokens(moved, uniforms, config), expected)
+
+
+# ---- the cache's size ----
+
+
+class Caches:
+    """Notes every cache that the sampler makes, and the most rows that lived in one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made: list[KVCache] = []
+        most = [0]
+
+        class Watched(KVCache):
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                made.append(self)
+
+            def step(self) -> Any:
+                most[0] = max(most[0], len(self))
+                return super().step()
+
+        monkeypatch.setattr(sampler, "KVCache", Watched)
+        self.made, self._most = made, most
+
+    @property
+    def most(self) -> int:
+        return self._most[0]
+
+
+def held_bytes(cache: KVCache) -> int:
+    return cache.keys.nbytes + cache.values.nbytes
+
+
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cache_bytes_is_what_a_row_really_holds(
+    window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches = Caches(monkeypatch)
+    model = stopping_model(sliding_window=window).to(dtype)
+    draw(model, max_rows=7)
+    longest = max(map(len, PROMPTS)) + 12
+    assert [held_bytes(cache) for cache in caches.made] == [7 * cache_bytes(model, longest)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_cache_gb_limits_the_rows_and_not_the_result(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stopping_model()
+    expected = draw(model)
+    caches = Caches(monkeypatch)
+    row = cache_bytes(model, max(map(len, PROMPTS)) + 12)
+    found = draw(model, cache_gb=(rows + 0.5) * row / 1e9)
+    assert ids_of(found) == ids_of(expected)
+    assert caches.most == caches.made[0].capacity == rows
+    assert held_bytes(caches.made[0]) <= (rows + 0.5) * row
+
+
+def test_one_row_is_always_written_and_never_more_than_are_wanted() -> None:
+    model, config = small_model(), SamplingConfig(max_rows=5)
+    assert cache_rows(model, 50, 9, replace(config, cache_gb=1e-12)) == 1
+    assert cache_rows(model, 50, 9, config) == 5
+    assert cache_rows(model, 50, 3, config) == 3
+    row = cache_bytes(model, 50)
+    assert cache_rows(model, 50, 9, replace(config, cache_gb=4.5 * row / 1e9)) == 4
+    assert cache_rows(model, 50, 9, replace(config, cache_gb=9.5 * row / 1e9)) == 5
+
+
+def test_an_unbounded_cache_gb_leaves_the_decision_to_max_rows() -> None:
+    config = SamplingConfig(max_rows=5, cache_gb=float("inf"))
+    assert cache_rows(small_model(), 50, 9, config) == 5
+
+
+@pytest.mark.parametrize("cache_gb", [0.0, -1.0, float("nan")])
+def test_a_cache_of_no_size_is_refused(cache_gb: float) -> None:
+    with pytest.raises(InputError, match="cache_gb must be positive"):
+        SamplingConfig(cache_gb=cache_gb)
+
+
+def test_a_window_makes_rows_cheaper_so_that_more_fit() -> None:
+    full, windowed = small_model(), small_model(sliding_window=10)
+    assert cache_bytes(full, 100) == 10 * cache_bytes(windowed, 100)
+    assert cache_bytes(full, 10) == cache_bytes(windowed, 10)
+    config = SamplingConfig(cache_gb=2.5 * cache_bytes(full, 100) / 1e9)
+    assert [cache_rows(m, 100, 1000, config) for m in (full, windowed)] == [2, 25]
+
+
+def test_thousands_of_samples_never_hold_more_than_max_rows_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """960 prompts of 4 completions: what the published recipe writes in a round."""
+    caches = Caches(monkeypatch)
+    model = small_model(num_hidden_layers=1)
+    prompts = [[3 + i % 250, 3 + i // 250, 7] for i in range(960)]
+    groups = sample(model, prompts, 4, SamplingConfig(2, max_rows=64), seed=0)
+    assert [len(group) for group in groups] == 960 * [4]
+    assert len(caches.made) == 1
+    assert caches.most == caches.made[0].capacity == caches.made[0].keys.shape[1] == 64
+
+
+# ---- packed weights ----
+
+
+@pytest.mark.skipif(matmul.ONEDNN is None, reason="this build of PyTorch has no oneDNN")
+def test_the_sampler_uses_packed_weights_and_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = stopping_model()
+    packed: list[bool] = []
+    product = matmul.ONEDNN
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        packed.append(weight.is_mkldnn)
+        return product(x, weight, *rest)
+
+    monkeypatch.setattr(matmul, "ONEDNN", watched)
+    draw(model)
+    assert packed and all(packed)
+    layers = [m for m in model.modules() if isinstance(m, matmul.Linear)]
+    assert layers and all(layer.packed is None for layer in layers)
+
+
+def test_without_onednn_the_same_seed_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_adapter(stopping_model())
+    expected = draw(model)
+    monkeypatch.setattr(matmul, "ONEDNN", None)
+    found = draw(model)
+    assert ids_of(found) == ids_of(expected)
+    for (_, a), (_, b) in zip(pairs_of(found), pairs_of(expected), strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
 
 
 # ---- endings ----

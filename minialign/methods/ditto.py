@@ -82,7 +82,7 @@ def train_ditto(
             config.pairs_per_step, config.mix, random.Random(f"{run.seed}/pairs/{step}")
         )
         with run.phase("train"):
-            metrics = _step(model, pairs, reference, config, run)
+            metrics = preference_step(model, pairs, reference, config, run.micro_batch_tokens)
             metrics |= optimizer.step(step)
         ends_round = (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps
         if ends_round:
@@ -110,12 +110,12 @@ def _sample_round(
     )
 
 
-def _step(
+def preference_step(
     model: CausalLM,
     pairs: list[Comparison],
     reference: ReferenceScores,
     config: DittoConfig,
-    run: Run,
+    micro_batch_tokens: int,
 ) -> dict[str, float]:
     """Accumulates the gradient of a step, prompt group by prompt group; returns its metrics."""
     if not pairs:  # every sample equals its demonstration: nothing is left to learn from this round
@@ -124,9 +124,7 @@ def _step(
     shown_tokens = sum(len(sequence.completion_ids) for sequence in shown)
     parts: list[tuple[Tensor, ...]] = []
     nll, tokens = 0.0, 0
-    for part in micro_batches(
-        pairs, lambda pair: (pair.chosen, pair.rejected), run.micro_batch_tokens
-    ):
+    for part in micro_batches(pairs, lambda pair: (pair.chosen, pair.rejected), micro_batch_tokens):
         sequences = list(dict.fromkeys(s for pair in part for s in (pair.chosen, pair.rejected)))
         place = {sequence: i for i, sequence in enumerate(sequences)}
         chosen = [place[pair.chosen] for pair in part]

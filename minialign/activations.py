@@ -1,0 +1,132 @@
+"""The cheap parts of a layer, with backward passes that keep little.
+
+Autograd keeps every intermediate of RMSNorm, the rotary embedding and SwiGLU for the backward pass.
+They are cheap to compute and dear to keep, so each has a backward pass of its own that keeps its
+inputs only and makes the rest again. The equations stand above the code. The plain versions, which
+autograd differentiates, are the reference of the tests and what `--activation-checkpointing none`
+runs.
+
+This file imports torch and nothing else. Shape letters: N tokens, D hidden, I the MLP's width, Hd
+head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean in float32 or better (arXiv 1910.07467)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, silu(z) = z sigmoid(z) (arXiv 2002.05202)."""
+    return F.silu(gate) * up
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, rotate-half layout (arXiv 2104.09864).
+
+        y = x cos + (-x2, x1) sin,   (x1, x2) the halves of x
+
+    x is (N, heads, Hd), cos and sin are (N, 1, Hd), both halves alike.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`plain_rms_norm`, keeping x and one number a token."""
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _norm(x, weight, eps)[0]
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`plain_swiglu`, keeping gate and up."""
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`plain_rotate`, keeping nothing of x: the gradient is turned back by the same angle."""
+    return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The normed tokens, and what each was scaled by, (N, 1)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    normed = wide * scale
+    return (normed.mul_(weight) if normed.dtype == x.dtype else weight * normed.to(x.dtype)), scale
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With r = 1 / sqrt(mean(x^2) + eps) and g = dy weight, per token:
+
+    dx = r g - x r^3 mean(g x),   dweight = sum over tokens of dy x r
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        normed, scale = _norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        wide, grad = x.to(scale.dtype), grad.to(scale.dtype)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad * wide * scale).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            grad_x = grad * weight
+            shared = torch.linalg.vecdot(grad_x, wide).unsqueeze(-1)
+            shared.mul_(scale**3).div_(x.shape[-1])
+            grad_x = grad_x.mul_(scale).addcmul_(wide, shared, value=-1).to(x.dtype)
+        return grad_x, grad_weight, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """dup = dy silu(gate),   dgate = dy up silu'(gate)"""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        return grad_gate, F.silu(gate).mul_(grad)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin[..., :half])
+    return turned

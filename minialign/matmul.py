@@ -1,0 +1,114 @@
+"""Matrix products with the weights of linear layers, nearly all of the work there is.
+
+PyTorch hands float32 products on a processor to MKL, which uses AVX-512 on Intel's processors only,
+and one thread for a single row. oneDNN, which every x86 build of PyTorch has as well, does the same
+product in full float32 twice as fast on AMD's, and several times for the few rows that a sampler
+has. `product` takes the faster one; everywhere else it is the ordinary product.
+
+This file imports torch and nothing else. Shape letters: N tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def _onednn() -> Any:
+    """oneDNN's linear layer for plain float32 tensors, or None where this build lacks it."""
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if not (on_x86 and torch.backends.mkldnn.is_available()):
+        return None
+    try:
+        return torch.ops.mkldnn._linear_pointwise.default
+    except AttributeError:
+        return None
+
+
+ONEDNN = _onednn()
+PACKED_ROWS = 64  # the number of rows that packed weights are laid out for; fewer are fine
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T without a gradient: (N, I), (O, I) -> (N, O).
+
+    `weight` may be the transpose of a contiguous tensor, or packed.
+    """
+    if weight.is_mkldnn or _suits_onednn(x, weight):
+        return ONEDNN(x, weight, None, "none", [], "")
+    return F.linear(x, weight)
+
+
+def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
+    """`product` with the gradients of F.linear; `packed` serves where none are wanted."""
+    if not torch.is_grad_enabled():
+        return product(x, weight if packed is None else packed)
+    return _Linear.apply(x, weight) if _suits_onednn(x, weight) else F.linear(x, weight)
+
+
+@contextmanager
+def packed_weights(model: nn.Module) -> Iterator[None]:
+    """Within the context the linear layers hold a copy of their weight in oneDNN's own layout.
+
+    `product` likes it best for few rows, two to three times for eight. Weights must stay as they
+    are meanwhile. Without oneDNN, or in another type, nothing happens.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    try:
+        for layer in layers:
+            layer.packed = _pack(layer.weight)
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
+
+
+def _pack(weight: Tensor) -> Tensor | None:
+    if ONEDNN is None or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    return (
+        ONEDNN is not None
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 2
+        and x.numel() > 0
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T;  dx = dy W,  dW = dy^T x. What a frozen weight does not need is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return product(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+        grad_weight = product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias, over `linear`."""
+
+    def __init__(self, in_features: int, out_features: int, device: str | None = None) -> None:
+        super().__init__(in_features, out_features, bias=False, device=device)
+        self.packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.packed)
