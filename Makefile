@@ -1,7 +1,7 @@
 # make demo    set up, then train on examples/emails.jsonl, show before and after
 # make test    set up, then run the tests
 # make check   set up, then lint, types and tests
-# make bench   set up, then the measurements of benchmarks/
+# make bench   set up with the peers, then measure side by side (two hours)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,7 +29,8 @@ check: $(VENV)/.test
 	$(fetch)
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
+	$(BIN)/python -m minialign.checkpoints
 	$(BIN)/python benchmarks/speed.py
 
 clean:
@@ -41,6 +42,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[gguf]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo

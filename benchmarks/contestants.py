@@ -130,7 +130,7 @@ def adapters(model_path: str, folder: Path) -> tuple[Path, Path]:
     from minialign.lora import adapter_parameters, apply_lora, save_adapter
 
     reference, policy = folder / "adapter-reference", folder / "adapter-policy"
-    if policy.exists():
+    if (policy / "adapter_model.safetensors").exists():
         return reference, policy
     model = load_ours(model_path)
     generator = torch.Generator().manual_seed(0)
@@ -183,10 +183,14 @@ def step_minialign(options: Any, folder: Path) -> dict[str, Any]:
     memory = Memory()
     warm_up = pairs[:1]
 
+    computed = 0.0
+
     def step(pairs: list[Any], reference: Any) -> None:
+        nonlocal computed
         for parameter in model.parameters():
             parameter.grad = None
-        preference_step(model, pairs, reference, PAPER, options.micro_batch_tokens)
+        metrics = preference_step(model, pairs, reference, PAPER, options.micro_batch_tokens)
+        computed = metrics["tokens"]
 
     step(warm_up, ReferenceScores(model, "reference"))
     known = ReferenceScores(model, "reference")
@@ -198,7 +202,6 @@ def step_minialign(options: Any, folder: Path) -> dict[str, Any]:
         options.runs,
     )
     peak = memory.peak()
-    distinct = {sequence for pair in pairs for sequence in (pair.chosen, pair.rejected)}
     gradients = {}
     for path, layer in lora_layers(model).items():
         for kind in ("lora_A", "lora_B"):
@@ -207,8 +210,7 @@ def step_minialign(options: Any, folder: Path) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "peak_bytes": peak,
-        "tokens": sum(len(p.chosen) + len(p.rejected) for p in pairs),
-        "distinct_tokens": sum(map(len, distinct)),
+        "computed_tokens": computed,
         "gradients": gradients,
     }
 
@@ -252,6 +254,11 @@ def step_trl(options: Any, folder: Path) -> dict[str, Any]:
     )  # the reference is a copy of the adapter, as it is now
     set_peft_model_state_dict(peft, load_peft_weights(str(policy_folder)), adapter_name="default")
     model = trainer.model
+    if options.gradient_checkpointing:  # Trainer.train() would switch it on
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert any(getattr(m, "gradient_checkpointing", False) for m in model.modules()) == (
+        options.gradient_checkpointing
+    )
     if options.task == "dpo":
         pairs = plain_pairs()
     else:
@@ -300,7 +307,7 @@ def step_trl(options: Any, folder: Path) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "peak_bytes": memory.peak(),
-        "tokens": sum(len(a) + len(b) for a, b in pairs),
+        "computed_tokens": sum(len(a) + len(b) for a, b in pairs),
         "gradients": gradients,
     }
 
@@ -406,7 +413,7 @@ def decode_minialign(options: Any, folder: Path) -> dict[str, Any]:
     (prompt,) = prompts(1)
     config = SamplingConfig(max_new_tokens=options.new, max_rows=options.rows)
     memory = Memory()
-    (greedy,) = sample(model, [prompt], 1, SamplingConfig(16, temperature=0), seed=0)
+    (greedy,) = sample(model, [prompt], options.rows, SamplingConfig(16, temperature=0), seed=0)
     sample(model, [prompt], options.rows, SamplingConfig(2, max_rows=options.rows), seed=0)
     seconds = timed(lambda: sample(model, [prompt], options.rows, config, seed=0), options.runs)
     written = [options.rows * options.new] * options.runs
@@ -414,7 +421,7 @@ def decode_minialign(options: Any, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "written": written,
         "peak_bytes": memory.peak(),
-        "greedy": [list(greedy[0].ids)],
+        "greedy": [list(completion.ids) for completion in greedy],
     }
 
 
@@ -423,8 +430,10 @@ def decode_transformers(options: Any, folder: Path) -> dict[str, Any]:
     (prompt,) = prompts(1)
     ids = torch.tensor([prompt])
     memory = Memory()
-    settings = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "eos_token_id": None}
-    greedy = model.generate(ids, do_sample=False, max_new_tokens=16, **settings)
+    settings = {"pad_token_id": 0, "eos_token_id": None}
+    greedy = model.generate(
+        ids.repeat(options.rows, 1), do_sample=False, max_new_tokens=16, **settings
+    )
 
     def write(new: int) -> Any:
         return model.generate(
@@ -445,7 +454,7 @@ def decode_transformers(options: Any, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "written": written,
         "peak_bytes": memory.peak(),
-        "greedy": [greedy[0, len(prompt) :].tolist()],
+        "greedy": greedy[:, len(prompt) :].tolist(),
     }
 
 
@@ -460,7 +469,7 @@ def decode_llama_cpp(options: Any, folder: Path) -> dict[str, Any]:
     from gguf_export import export
 
     file = folder / f"model-{options.bits}.gguf"
-    if not file.exists():
+    if not file.exists():  # before the process's memory is first looked at
         export(Path(options.model), file, options.bits)
     silent = lc.llama_log_callback(lambda *_: None)
     lc.llama_log_set(silent, None)
@@ -513,7 +522,7 @@ def decode_llama_cpp(options: Any, folder: Path) -> dict[str, Any]:
                 row.append(lc.llama_sampler_sample(chosen_by, context, i))
         return out
 
-    greedy = write(1, 16, first)
+    greedy = write(rows, 16, first)
     write(rows, 2, sampler)
     seconds = timed(lambda: write(rows, new, sampler), options.runs)
     return {
@@ -542,13 +551,9 @@ def recomputed_logps(hidden: Any, weight: Any, targets: Any) -> Any:
 def trl_logps(hidden: Any, weight: Any, targets: Any) -> Any:
     """At its best: no statistics besides the log-probabilities; the trainer's own chunk size."""
     from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as CHUNK
 
-    return ChunkedLogProbFunction.apply(
-        hidden, weight, None, targets, 1.0, TRL_CHUNK, None, 1.0, ()
-    )[0]
-
-
-TRL_CHUNK = 8192
+    return ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, CHUNK, None, 1.0, ())[0]
 
 
 def head(options: Any, folder: Path) -> dict[str, Any]:
@@ -610,6 +615,12 @@ def machine(options: Any, folder: Path) -> dict[str, Any]:
         }
 
 
+def prepare(options: Any, folder: Path) -> dict[str, Any]:
+    """What all contestants read, made before any of them is measured."""
+    adapters(options.model, folder)
+    return {"seconds": [0.0]}
+
+
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     if not info.exists():
@@ -635,6 +646,7 @@ TASKS: dict[str, dict[str, Callable[[Any, Path], dict[str, Any]]]] = {
     },
     "head": dict.fromkeys(("minialign", "plain", "recomputing", "trl"), head),
     "machine": {"this": machine},
+    "prepare": {"this": prepare},
 }
 
 

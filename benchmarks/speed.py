@@ -1,7 +1,7 @@
 """How fast and how lean is minialign, next to the tools that people use?
 
-    make bench                                   # everything, about 40 minutes on two cores
-    python benchmarks/speed.py --only head,decode --rounds 1
+    make bench                                   # everything, two hours on two cores
+    python benchmarks/speed.py --only head,decode --rounds 1    # these sections anew
     python benchmarks/speed.py --report          # the table and plots again, from the results
 
 Every figure is the median of several processes (contestants.py), in which the contestants take
@@ -59,8 +59,12 @@ class Section:
     rows: list[Row] = field(default_factory=list)
 
 
+MACHINE = Row("machine", "this", "machine")
+
+
 def sections() -> list[Section]:
     known, one = ("--precomputed",), ("--batch", "1")
+    again = ("--checkpointing",)
     lean = ("--micro-batch-tokens", "1", "--checkpointing", "full")
     trl_lean = (*one, "--gradient-checkpointing")
     found = []
@@ -75,6 +79,8 @@ def sections() -> list[Section]:
             Row("the same, allocator tuned", "trl", task, one, tuned=True),
             Row("minialign, references known", "minialign", task, known),
             Row("TRL + PEFT, known, one pair, tuned", "trl", task, (*one, *known), tuned=True),
+            Row("minialign, nothing computed again", "minialign", task, (*again, "none")),
+            Row("minialign, layers computed again", "minialign", task, (*again, "full")),
             Row("minialign, leanest", "minialign", task, lean),
             Row("TRL + PEFT, leanest, tuned", "trl", task, trl_lean, tuned=True),
         ]
@@ -105,9 +111,9 @@ def sections() -> list[Section]:
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 GROWTH = {
-    "demonstrations": ("--demonstrations", (1, 2, 5, 10, 20, 50)),
-    "tokens a completion": ("--length", (64, 256, 512, 1024, 2048)),
-    "samples a prompt": ("--samples", (1, 4, 16, 64)),
+    "demonstrations": ("--demonstrations", (1, 5, 20, 50)),
+    "tokens a completion": ("--length", (64, 256, 1024, 2048)),
+    "samples a prompt": ("--samples", (1, 8, 64)),
 }
 
 
@@ -142,11 +148,10 @@ def measure(section: Section, model: str, rounds: int, scratch: Path) -> dict[st
         peaks = [r["peak_bytes"] for r in results if r.get("peak_bytes")]
         entry |= {"peak_bytes": statistics.median(peaks) if peaks else None}
         entry |= {"error": disagreement(row, section.rows[0], results, seen, scratch)}
-        for key in ("tokens", "distinct_tokens"):
-            if key in results[0]:
-                entry[key] = results[0][key]
+        entry |= {"computed_tokens": results[0].get("computed_tokens")}
         rows.append(entry)
-    return {"key": section.key, "heading": section.heading, "unit": section.unit, "rows": rows}
+    whole = {"key": section.key, "heading": section.heading, "unit": section.unit}
+    return whole | {"rows": rows, "machine": run(MACHINE, model, scratch)}
 
 
 def installed(contestant: str) -> bool:
@@ -173,8 +178,11 @@ def disagreement(
     """How far a row's result is from ours: gradients relatively, texts by differing tokens."""
     if "greedy" in results[0]:
         own = seen[ours.name][0]["greedy"]
-        pairs = zip(own, results[0]["greedy"], strict=True)
-        return sum(a != b for x, y in pairs for a, b in zip(x, y, strict=False))
+        return sum(
+            abs(len(x) - len(y)) + sum(a != b for a, b in zip(x, y, strict=False))
+            for result in results
+            for x, y in zip(own, result["greedy"], strict=True)
+        )
     import torch
 
     mine = torch.load(scratch / f"{ours.name}.pt")
@@ -189,58 +197,74 @@ def disagreement(
 
 
 def table(found: dict[str, Any]) -> str:
-    machine = found["machine"]
+    some = found["sections"][0]["machine"]
+    limits = {
+        key: [section["machine"][key] for section in found["sections"]]
+        for key in ("matmul_flops", "product_flops", "read_bytes")
+    }
+    low = {key: f"{min(x) / 1e9:,.0f} to {max(x) / 1e9:,.0f}" for key, x in limits.items()}
     lines = [
-        f"Measured on {machine['processor']}, {machine['threads']} threads, torch "
-        f"{machine['torch']}, float32. The machine's limits in the same run: a product of two "
-        f"2048 x 2048 matrices {machine['matmul_flops'] / 1e9:,.0f} GFLOP/s as PyTorch does it, "
-        f"{machine['product_flops'] / 1e9:,.0f} as minialign does it; reading memory "
-        f"{machine['read_bytes'] / 1e9:,.0f} GB/s.",
+        f"Measured on {some['processor']}, {some['threads']} threads, torch {some['torch']}, in "
+        f"float32. The machine's own limits, measured with every section: a product of two 2048 x "
+        f"2048 matrices, {low['matmul_flops']} GFLOP/s as PyTorch does it and "
+        f"{low['product_flops']} as minialign does it; reading memory, {low['read_bytes']} GB/s. "
+        "The share of the limit is of the faster product, or of reading every weight once a token "
+        "where that share is larger.",
         "",
-        "| | median (least to most) | against minialign | GFLOP/s, of the limit "
+        "| | median (least to most) | against minialign | GFLOP/s | of the limit "
         "| peak above the loaded model | difference |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for section in found["sections"]:
-        lines.append(f"| **{section['heading']}** | {section['unit']} | | | | |")
-        lines += [_line(row, section, machine) for row in section["rows"]]
+        lines.append(f"| **{section['heading']}** | {section['unit']} | | | | | |")
+        lines += [_line(row, section) for row in section["rows"]]
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any], section: dict[str, Any], machine: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], section: dict[str, Any]) -> str:
     median = statistics.median(row["values"])
     rival = _ours_like(row, section)
     ratio = median / statistics.median(rival["values"])
     if section["unit"] == "tokens/s":
         ratio = 1 / ratio
-    slower = (
-        ""
-        if row is rival
-        else f"{ratio:.1f} x slower"
-        if ratio >= 1
-        else f"{1 / ratio:.1f} x faster"
-    )
+    against = f"{ratio:.1f} x slower" if ratio >= 1 else f"{1 / ratio:.1f} x faster"
     digits = 2 if median < 10 else 1 if median < 100 else 0
-    shown = (
-        f"{median:.{digits}f} ({min(row['values']):.{digits}f} to {max(row['values']):.{digits}f})"
+    low, middle, high = (
+        f"{x:.{digits}f}" for x in (min(row["values"]), median, max(row["values"]))
     )
     flops = flops_of(row, section, median)
-    work = ""
-    if flops:
-        work = f"{flops / 1e9:,.0f}, {flops / machine['product_flops']:.0%}"
     peak = "" if not row["peak_bytes"] else f"{row['peak_bytes'] / 1e9:.2f} GB"
     if peak and row is not rival and rival["peak_bytes"]:
         peak += f", {row['peak_bytes'] / rival['peak_bytes']:.1f} x"
-    error = "" if row is section["rows"][0] else f"{row['error']:.0e}" if row["error"] else "none"
-    return f"| {row['title']} | {shown} | {slower} | {work} | {peak} | {error} |"
+    cells = (
+        row["title"],
+        f"{middle} ({low} to {high})",
+        "" if row is rival else against,
+        f"{flops / 1e9:,.0f}",
+        f"{share_of_limit(row, section, median):.0%}",
+        peak,
+        "" if row is section["rows"][0] else f"{row['error']:.0e}" if row["error"] else "none",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def share_of_limit(row: dict[str, Any], section: dict[str, Any], median: float) -> float:
+    """Of the fastest product, or of reading all weights for each step of writing."""
+    machine = section["machine"]
+    computing = flops_of(row, section, median) / machine["product_flops"]
+    if "--rows" not in row["flags"]:
+        return computing
+    rows = int(row["flags"][row["flags"].index("--rows") + 1])
+    bytes_each = 2 if "16 bits" in row["title"] else 4
+    return max(computing, bytes_each * PARAMETERS * median / rows / machine["read_bytes"])
 
 
 def _ours_like(row: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
     """Our row to compare with: the one with the same precomputation, or the leanest."""
     ours = [r for r in section["rows"] if r["contestant"] == "minialign"]
-    for mark in ("--precomputed", "full", "--gradient-checkpointing"):
+    for mark in ("--precomputed", "--gradient-checkpointing"):
         if mark in row["flags"]:
-            wanted = "full" if mark == "--gradient-checkpointing" else mark
+            wanted = "--micro-batch-tokens" if mark == "--gradient-checkpointing" else mark
             return next(r for r in ours if wanted in r["flags"])
     return ours[0]
 
@@ -248,14 +272,17 @@ def _ours_like(row: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
 PARAMETERS = 134_515_008  # SmolLM2-135M: the weights that a written token is multiplied with
 
 
-def flops_of(row: dict[str, Any], section: dict[str, Any], median: float) -> float | None:
-    """Useful work a second: what the layers' weights ask for, without attention or repetition."""
+def flops_of(row: dict[str, Any], section: dict[str, Any], median: float) -> float:
+    """Work a second, of the matrices alone: without attention, and without what is made twice."""
     if section["unit"] == "tokens/s":
         return 2 * PARAMETERS * median
+    if row["computed_tokens"]:  # forward, back through frozen weights, and the reference's forward
+        passes = 2 + ("--precomputed" not in row["flags"])
+        return 2 * passes * PARAMETERS * row["computed_tokens"] / median
     if section["key"] == "head":
         n, d, v = (int(row["flags"][i]) for i in (1, 3, 5))
         return 4 * n * d * v / median
-    return None
+    raise ValueError(section["key"])
 
 
 def plots(found: dict[str, Any], target: Path) -> None:
@@ -291,21 +318,24 @@ def plots(found: dict[str, Any], target: Path) -> None:
 def write_report(found: dict[str, Any], target: Path) -> None:
     page = HERE / "speed.md"
     image = target.with_suffix(".svg")
-    plots(found, image)
+    picture = f"\n![As the work grows]({image.relative_to(HERE)})\n" if found["growth"] else ""
+    if found["growth"]:
+        plots(found, image)
     head = (
         page.read_text().split("<!-- measured -->")[0]
         if page.exists()
         else "# Speed and memory\n\n"
     )
-    body = (
-        f"<!-- measured -->\n\n{table(found)}\n\n![As the work grows]({image.relative_to(HERE)})\n"
-    )
+    body = f"<!-- measured -->\n\n{table(found)}\n{picture}"
     page.write_text(head + body)
     print(table(found))
 
 
-def machine_name(machine: dict[str, Any]) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", machine["processor"].lower()).strip("-")
+def machine_name() -> str:
+    sys.path.insert(0, str(HERE))
+    from contestants import processor
+
+    return re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
 
 
 def main() -> None:
@@ -320,15 +350,13 @@ def main() -> None:
     if not Path(options.model, "model.safetensors").exists():
         raise SystemExit(f"{options.model}: no model there; make demo or make test fetches it")
     wanted = set(filter(None, options.only.split(",")))
-    with tempfile.TemporaryDirectory() as scratch:
-        machine = run(Row("machine", "this", "machine"), options.model, Path(scratch))
-        target = RESULTS / f"{machine_name(machine)}.json"
-        found = (
-            json.loads(target.read_text()) if target.exists() else {"sections": [], "growth": {}}
-        )
-        if not options.report:
-            found["machine"] = machine
+    target = RESULTS / f"{machine_name()}.json"
+    found = json.loads(target.read_text()) if target.exists() else {"sections": [], "growth": {}}
+    if not options.report:
+        with tempfile.TemporaryDirectory() as scratch:
             collect(found, wanted, options, Path(scratch), target)
+    if not found["sections"]:
+        raise SystemExit(f"{target}: nothing measured yet")
     write_report(found, target)
 
 
@@ -341,6 +369,7 @@ def collect(
 ) -> None:
     """Results are kept as they come: an interrupted run loses one section."""
     known = {section["heading"]: section for section in found["sections"]}
+    run(Row("prepare", "this", "prepare"), options.model, scratch)
     for section in sections():
         if wanted and section.key not in wanted:
             continue
@@ -358,11 +387,12 @@ def collect(
             for amount in amounts:
                 print(f"{amount} {name}", file=sys.stderr, flush=True)
                 row = Row(f"{amount}", "minialign", "ditto", (flag, str(amount)))
-                result = run(row, options.model, scratch)
+                results = [run(row, options.model, scratch) for _ in range(options.rounds)]
+                peaks = [r["peak_bytes"] for r in results if r["peak_bytes"]]
                 found["growth"][name][str(amount)] = {
-                    "seconds": min(result["seconds"]),
-                    "gigabytes": result["peak_bytes"] / 1e9,
-                    "tokens": result["distinct_tokens"],
+                    "seconds": statistics.median(t for r in results for t in r["seconds"]),
+                    "gigabytes": statistics.median(peaks) / 1e9 if peaks else None,
+                    "tokens": results[0]["computed_tokens"],
                 }
         target.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK = 64  # queries that meet their keys at a time on a processor; measured
-# what scaled_dot_product_attention runs on a processor, with the backward pass by hand
+# what scaled_dot_product_attention runs on a processor; grouped queries need torch 2.9
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 

@@ -231,7 +231,7 @@ class TrainOptions:
     )
     activation_checkpointing: Literal["none", "cheap", "full"] = knob(
         "cheap",
-        "what the backward pass computes again: nothing; what is cheap; whole layers, for a third "
+        "what the backward pass computes again: nothing; what is cheap; or whole layers, for half "
         "more time and a tenth of the memory",
     )
     prompt: str = knob(

@@ -58,9 +58,9 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     """Within the context the linear layers hold a copy of their weight in oneDNN's own layout.
 
     `product` likes it best for few rows, two to three times for eight. Weights must stay as they
-    are meanwhile. Without oneDNN, or in another type, nothing happens.
+    are meanwhile. An inner context leaves to the outer one what that has packed. Without oneDNN, or in another type, nothing happens.
     """
-    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
     try:
         for layer in layers:
             layer.packed = _pack(layer.weight)

@@ -251,7 +251,7 @@ class CausalLM(nn.Module):
 
         none: all that autograd would; cheap: what norms, rotations and SwiGLU made is made again
         from their inputs; full: only each layer's input is kept, and a layer's forward pass runs
-        again, a third more work.
+        again, half more work where weights are frozen.
         """
         for module in self.modules():
             if isinstance(module, RMSNorm | Attention | MLP):

@@ -14,7 +14,7 @@ from minialign.config import DittoConfig, LoRAConfig, SamplingConfig
 from minialign.data import Sequence
 from minialign.fused import CHUNK_BYTES
 from minialign.job import Job
-from minialign.lora import trainable_parameters
+from minialign.lora import lora_layers, trainable_parameters
 from minialign.model import CausalLM, Checkpointing, ModelConfig
 from minialign.sampler import cache_bytes, cache_rows, sample
 from minialign.scoring import by_prompt, score
@@ -120,8 +120,9 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     samples = len(job.train) * job.config.samples_per_prompt
     rows = cache_rows(model, longest, samples, job.config.sampling)
     writing = rows * cache_bytes(model, longest)
-    if model.device.type == "cpu" and model.dtype == torch.float32:
-        writing += weights  # packed for the sampler
+    if model.dtype == torch.float32:  # merged with the adapter for the sampler
+        writing += 4 * sum(layer.weight.numel() for layer in lora_layers(model).values())
+        writing += weights if model.device.type == "cpu" else 0  # and packed
     return weights + adapters + max(activations, writing) + 2 * CHUNK_BYTES
 
 

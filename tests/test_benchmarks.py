@@ -1,0 +1,120 @@
+"""The pages under benchmarks/ say what the result files say, and the peers get the same work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = sorted(f for f in (BENCHMARKS / "results").glob("*.json") if "sections" in f.read_text())
+
+
+def load(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # where dataclasses look for their annotations
+    specification.loader.exec_module(module)
+    return module
+
+
+def row(contestant: str, *flags: str, values: list[float], **rest: Any) -> dict[str, Any]:
+    found = {"title": contestant, "contestant": contestant, "flags": list(flags)}
+    standing = {"peak_bytes": 10**9, "error": 0.0, "computed_tokens": 100}
+    return found | {"values": values} | standing | rest
+
+
+MACHINE = {
+    "processor": "A Processor, 2 cores",
+    "threads": 2,
+    "torch": "2.13.0",
+    "matmul_flops": 1e11,
+    "product_flops": 2e11,
+    "read_bytes": 1e10,
+}
+
+
+def page(unit: str, *rows: dict[str, Any]) -> list[str]:
+    section = {"key": "dpo", "heading": "Work", "unit": unit, "rows": list(rows)}
+    return load("speed").table({"machine": MACHINE, "sections": [section]}).splitlines()[-len(rows) :]
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
+def test_the_page_shows_the_committed_results(file: Path) -> None:
+    assert load("speed").table(json.loads(file.read_text())) in (BENCHMARKS / "speed.md").read_text()
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
+def test_every_committed_row_computed_the_same_thing(file: Path) -> None:
+    speed = load("speed")
+    rows = [r for s in json.loads(file.read_text())["sections"] for r in s["rows"]]
+    assert rows
+    assert max(r["error"] for r in rows) <= speed.TOLERANCE
+
+
+def test_a_step_that_takes_longer_is_slower_and_a_higher_rate_is_faster() -> None:
+    ours, theirs = row("minialign", values=[2.0, 1.0, 4.0]), row("trl", values=[8.0])
+    assert "| 4.0 x slower |" in page("s", ours, theirs)[1]
+    assert "| 4.0 x faster |" in page("tokens/s", ours, theirs)[1]
+    assert "2.00 (1.00 to 4.00) |  |" in page("s", ours, theirs)[0]
+
+
+def test_like_is_compared_with_like() -> None:
+    rows = [
+        row("minialign", values=[2.0]),
+        row("minialign", "--precomputed", values=[1.0]),
+        row("trl", "--precomputed", values=[8.0]),
+        row("minialign", "--checkpointing", "full", values=[4.0], peak_bytes=10**8),
+        row("trl", "--gradient-checkpointing", values=[8.0], peak_bytes=10**9),
+    ]
+    lines = page("s", *rows)
+    assert "8.0 x slower" in lines[2]
+    assert "2.0 x slower" in lines[4] and "1.00 GB, 10.0 x" in lines[4]
+
+
+def test_a_gap_between_gradients_is_relative_and_a_text_is_compared_token_by_token(
+    tmp_path: Path,
+) -> None:
+    speed = load("speed")
+    ours, theirs = speed.Row("a", "minialign", "dpo"), speed.Row("b", "trl", "dpo")
+    torch.save({"w": torch.tensor([3.0, 4.0])}, tmp_path / f"{ours.name}.pt")
+    torch.save({"w": torch.tensor([3.0, 4.5])}, tmp_path / f"{theirs.name}.pt")
+    gap = speed.disagreement(theirs, ours, [{}], {}, tmp_path)
+    assert gap == pytest.approx(0.1)
+    seen = {ours.name: [{"greedy": [[1, 2, 3]]}]}
+    assert speed.disagreement(theirs, ours, [{"greedy": [[1, 5, 6]]}], seen, tmp_path) == 2
+
+
+def test_rows_of_a_section_have_names_of_their_own() -> None:
+    for section in load("speed").sections():
+        names = [row.name for row in section.rows]
+        assert len(set(names)) == len(names)
+        assert section.rows[0].contestant == "minialign"
+
+
+def test_the_paper_step_has_24_comparisons_and_shares_texts() -> None:
+    contestants = load("contestants")
+    pairs = contestants.ditto_comparisons(8, 30)
+    kinds = [pair.kind for pair in pairs]
+    assert [kinds.count(k) for k in ("expert", "replay", "inter_model")] == [17, 5, 2]
+    assert len({s for pair in pairs for s in (pair.chosen, pair.rejected)}) < 2 * len(pairs)
+    plain = contestants.plain_pairs()
+    assert len({s for pair in plain for s in pair}) == 2 * len(plain)
+
+
+def test_gguf_export_turns_channels_of_a_pair_into_neighbours() -> None:
+    pytest.importorskip("gguf")
+    export = load("gguf_export")
+    import numpy as np
+
+    weight = np.arange(8).reshape(8, 1)  # two heads of four channels, pairs (0, 2), (1, 3)
+    assert export.interleaved(weight, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert export.renamed("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
