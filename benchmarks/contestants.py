@@ -339,7 +339,7 @@ def real_prompts(path: str) -> list[list[int]]:
 
 
 def rollouts_minialign(options: Any, folder: Path) -> dict[str, Any]:
-    from minialign.lora import load_adapter, merged_adapter
+    from minialign.lora import load_adapter
     from minialign.sampler import sample
 
     reference_folder, _ = adapters(options.model, folder)
@@ -348,13 +348,11 @@ def rollouts_minialign(options: Any, folder: Path) -> dict[str, Any]:
     asked = real_prompts(options.model)
     config = SamplingConfig(max_new_tokens=200, max_rows=80)
     memory = Memory()
-    with merged_adapter(model):
-        greedy = sample(model, asked, 1, SamplingConfig(24, temperature=0), seed=0)
+    greedy = sample(model, asked, 1, SamplingConfig(24, temperature=0), seed=0)
     written: list[int] = []
 
     def work() -> None:
-        with merged_adapter(model):
-            groups = sample(model, asked, 10, config, seed=len(written))
+        groups = sample(model, asked, 10, config, seed=len(written))
         written.append(sum(len(c.ids) for group in groups for c in group))
 
     seconds = timed(work, options.runs)

@@ -268,14 +268,16 @@ def merged_adapter(model: nn.Module) -> Iterator[None]:
     """Within the context the active adapter costs nothing; the weights come back bit for bit.
 
     Over a base of a half type it stays as it is: rounding the sum would lose small updates, and
-    what is sampled would not be the policy.
+    what is sampled would not be the policy. An inner context leaves it to the outer one.
     """
-    if next(model.parameters()).dtype == torch.float32:
+    inner = any(layer.merged for layer in lora_layers(model).values())
+    if not inner and next(model.parameters()).dtype == torch.float32:
         merge_adapter(model)
     try:
         yield
     finally:
-        unmerge_adapter(model)
+        if not inner:
+            unmerge_adapter(model)
 
 
 # ---- PEFT's format: adapter_config.json and adapter_model.safetensors ----

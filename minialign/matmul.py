@@ -57,8 +57,9 @@ def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Within the context the linear layers hold a copy of their weight in oneDNN's own layout.
 
-    `product` likes it best for few rows, two to three times for eight. Weights must stay as they
-    are meanwhile. An inner context leaves to the outer one what that has packed. Without oneDNN, or in another type, nothing happens.
+    `product` likes it best for few rows. Weights must stay as they are meanwhile. An inner context
+    leaves to the outer one what that has packed. Without oneDNN, or in another type, nothing
+    happens.
     """
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
     try:

@@ -26,6 +26,7 @@ from minialign.config import SamplingConfig
 from minialign.data import Messages
 from minialign.errors import InputError
 from minialign.fused import head_logits
+from minialign.lora import merged_adapter
 from minialign.matmul import packed_weights
 from minialign.model import CausalLM
 
@@ -83,7 +84,9 @@ def sample(
 ) -> list[list[Completion]]:
     """n completions of each prompt (token ids), in order; their `text` is left empty.
 
-    In float32 the same seed gives the same completions whatever `config.max_rows` is.
+    In float32 the same seed gives the same completions whatever `config.max_rows` is, up to
+    rounding where a random number falls between two tokens. The active adapter is merged into the
+    weights meanwhile, where that loses nothing, and they come back bit for bit.
 
     Raises InputError for an empty prompt or one that leaves no room in the model's context.
     """
@@ -93,7 +96,7 @@ def sample(
     training = model.training
     model.eval()
     try:
-        with packed_weights(model):
+        with merged_adapter(model), packed_weights(model):
             rows = _write(model, prompts, n, config, limits, seed, on_token)
     finally:
         model.train(training)

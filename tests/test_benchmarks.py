@@ -44,12 +44,15 @@ MACHINE = {
 
 def page(unit: str, *rows: dict[str, Any]) -> list[str]:
     section = {"key": "dpo", "heading": "Work", "unit": unit, "rows": list(rows)}
-    return load("speed").table({"machine": MACHINE, "sections": [section]}).splitlines()[-len(rows) :]
+    section["machine"] = MACHINE
+    return load("speed").table({"sections": [section]}).splitlines()[-len(rows) :]
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
 def test_the_page_shows_the_committed_results(file: Path) -> None:
-    assert load("speed").table(json.loads(file.read_text())) in (BENCHMARKS / "speed.md").read_text()
+    assert (
+        load("speed").table(json.loads(file.read_text())) in (BENCHMARKS / "speed.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("file", RESULTS, ids=lambda f: f.stem)
@@ -72,7 +75,7 @@ def test_like_is_compared_with_like() -> None:
         row("minialign", values=[2.0]),
         row("minialign", "--precomputed", values=[1.0]),
         row("trl", "--precomputed", values=[8.0]),
-        row("minialign", "--checkpointing", "full", values=[4.0], peak_bytes=10**8),
+        row("minialign", "--micro-batch-tokens", "1", values=[4.0], peak_bytes=10**8),
         row("trl", "--gradient-checkpointing", values=[8.0], peak_bytes=10**9),
     ]
     lines = page("s", *rows)
@@ -91,6 +94,19 @@ def test_a_gap_between_gradients_is_relative_and_a_text_is_compared_token_by_tok
     assert gap == pytest.approx(0.1)
     seen = {ours.name: [{"greedy": [[1, 2, 3]]}]}
     assert speed.disagreement(theirs, ours, [{"greedy": [[1, 5, 6]]}], seen, tmp_path) == 2
+    assert speed.disagreement(theirs, ours, [{"greedy": [[1]]}], seen, tmp_path) == 2
+
+
+def test_writing_one_row_is_held_against_memory_and_many_rows_against_the_product() -> None:
+    speed = load("speed")
+    section = {"key": "decode", "unit": "tokens/s", "machine": MACHINE}
+    rate = 1e10 / (4 * speed.PARAMETERS)  # reads every weight at the speed of memory
+    for rows, expected in ((1, 1.0), (1000, 2 * 1e10 / 4 * 1000 / 2e11)):
+        many = row("minialign", "--rows", str(rows), values=[])
+        found = speed.share_of_limit(many, section, rate * rows)
+        assert found == pytest.approx(expected)
+    half = row("llama.cpp", "--rows", "1", values=[rate], title="llama.cpp, 16 bits")
+    assert speed.share_of_limit(half, section, rate) == pytest.approx(0.5)
 
 
 def test_rows_of_a_section_have_names_of_their_own() -> None:

@@ -351,6 +351,18 @@ def test_a_merged_block_that_breaks_off_restores_every_bit(toy_model: CausalLM) 
     assert all(torch.equal(layer.weight, before[name]) for name, layer in layers.items())
 
 
+def test_an_inner_merge_leaves_the_weights_to_the_outer_one(toy_model: CausalLM) -> None:
+    apply_lora(toy_model, CONFIG)
+    fill(toy_model, "default")
+    plain = {name: layer.weight.clone() for name, layer in lora_layers(toy_model).items()}
+    with merged_adapter(toy_model):
+        with merged_adapter(toy_model):
+            pass
+        assert all(layer.merged for layer in lora_layers(toy_model).values())
+    for name, layer in lora_layers(toy_model).items():
+        assert not layer.merged and torch.equal(layer.weight, plain[name])
+
+
 def test_a_merged_model_refuses_to_switch_adapters(toy_model: CausalLM) -> None:
     """Its weights hold the adapter: a reference computed from them would be another policy's."""
     apply_lora(toy_model, CONFIG)

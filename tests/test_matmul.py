@@ -345,3 +345,15 @@ def test_a_layer_s_state_is_its_weight_alone() -> None:
     with packed_weights(layer):
         assert list(layer.state_dict()) == ["weight"]
         assert len(list(layer.parameters())) == 1
+
+
+@needs_onednn
+def test_an_inner_context_leaves_packed_what_the_outer_one_packed() -> None:
+    model = small_model()
+    layer = model.lm_head
+    with packed_weights(model):
+        packed = layer.packed
+        with packed_weights(model):
+            assert layer.packed is packed
+        assert layer.packed is packed
+    assert layer.packed is None

@@ -19,6 +19,7 @@ from minialign.attention import KVCache, PackedAttention
 from minialign.config import SamplingConfig
 from minialign.data import Sequence
 from minialign.errors import InputError
+from minialign.lora import lora_layers
 from minialign.model import CausalLM
 from minialign.sampler import (
     Completion,
@@ -538,3 +539,21 @@ def test_generate_encodes_decodes_and_samples() -> None:
     model.lm_head.weight.data[EOS] *= 100  # certain to stop or never: the text shows no end token
     for (completion,) in generate(model, tokenizer, ["hi", "a", "b"], max_new_tokens=3):
         assert "</s>" not in completion.text
+
+
+@pytest.mark.parametrize(("dtype", "merges"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_the_adapter_is_merged_while_writing_where_nothing_is_lost(
+    dtype: torch.dtype, merges: bool
+) -> None:
+    model = with_adapter(small_model().to(dtype), scale=0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen: set[bool] = set()
+    layers = list(lora_layers(model).values())
+
+    def watch(*_: int) -> None:
+        seen.update(layer.merged for layer in layers)
+
+    sample(model, [[5, 6, 7]], 2, SamplingConfig(max_new_tokens=3), seed=0, on_token=watch)
+    assert seen == {merges}
+    assert not any(layer.merged for layer in layers)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

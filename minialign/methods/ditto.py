@@ -29,7 +29,7 @@ from torch import Tensor
 
 from minialign.config import DittoConfig
 from minialign.data import Sequence
-from minialign.lora import copy_adapter, merged_adapter, trainable_parameters
+from minialign.lora import copy_adapter, trainable_parameters
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.comparisons import Comparison, ComparisonPool
 from minialign.methods.sft import ADAPTER as SFT
@@ -75,7 +75,7 @@ def train_ditto(
     model.eval()  # no dropout: the policy must be comparable with its reference
     for step in run.steps("ditto", first, config.max_steps, parts):
         if len(pool.rounds) <= step // config.resample_every:
-            with run.phase("sample"), merged_adapter(model):
+            with run.phase("sample"):
                 pool.add_round(_sample_round(model, pool, config, run))
             run.write_samples(pool, reference)
         pairs = pool.draw(
