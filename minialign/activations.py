@@ -125,8 +125,10 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
+    first, second = x.chunk(2, dim=-1)
     turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., half:], value=-1)
-    turned[..., half:].addcmul_(x[..., :half], sin[..., :half])
+    low, high = turned.chunk(2, dim=-1)
+    sine = sin[..., : first.shape[-1]]
+    low.addcmul_(second, sine, value=-1)
+    high.addcmul_(first, sine)
     return turned

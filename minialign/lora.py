@@ -78,6 +78,10 @@ class LoRALinear(Linear):
         config = self.configs[name]
         return (self.lora_B[name] @ self.lora_A[name]) * (config.alpha / config.rank)
 
+    @property
+    def is_product(self) -> bool:
+        return self.active is None or self.merged
+
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         y = linear(x, self.weight, self.packed)
         if self.active is None or self.merged:

@@ -11,7 +11,7 @@ This file imports torch and nothing else. Shape letters: N tokens, I inputs, O o
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,12 +61,18 @@ def packed_weights(model: nn.Module) -> Iterator[None]:
     leaves to the outer one what that has packed. Without oneDNN, or in another type, nothing
     happens.
     """
+    groups = [m for m in model.modules() if isinstance(m, SharedInput) and m.packed is None]
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
     try:
+        for group in groups:
+            group.packed = _pack(torch.cat([layer.weight for layer in group.readers()]))
+            layers = [layer for layer in layers if layer not in group.readers()]
         for layer in layers:
             layer.packed = _pack(layer.weight)
         yield
     finally:
+        for group in groups:
+            group.packed = None
         for layer in layers:
             layer.packed = None
 
@@ -111,5 +117,32 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False, device=device)
         self.packed: Tensor | None = None
 
+    @property
+    def is_product(self) -> bool:
+        """Whether the layer is the product with its weight and nothing else."""
+        return True
+
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.packed)
+
+
+class SharedInput(nn.Module):
+    """A module with linear layers, named by `shared`, that read the same input.
+
+    Packed, they are one product: fewer and larger ones, for the few rows that a sampler has.
+    """
+
+    shared: tuple[str, ...] = ()
+    packed: Tensor | None = None
+
+    def readers(self) -> list[Linear]:
+        return [getattr(self, name) for name in self.shared]
+
+    def project(self, x: Tensor) -> Sequence[Tensor]:
+        """Every shared layer's output."""
+        layers = self.readers()
+        joined = self.packed is not None and all(layer.is_product for layer in layers)
+        if not joined or torch.is_grad_enabled():
+            return [layer(x) for layer in layers]
+        assert self.packed is not None
+        return product(x, self.packed).split([layer.out_features for layer in layers], dim=1)

@@ -31,7 +31,7 @@ from minialign.activations import (
 )
 from minialign.attention import Attend, PackedAttention, Segment
 from minialign.errors import InputError
-from minialign.matmul import Linear
+from minialign.matmul import Linear, SharedInput
 
 Checkpointing = Literal["none", "cheap", "full"]
 ROPE_TYPES = ("default", "llama3")
@@ -146,11 +146,13 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
     return fast * frequencies + (1 - fast) * frequencies / scaling["factor"]
 
 
-class Attention(nn.Module):
+class Attention(SharedInput):
     """Grouped-query attention: H query heads share K key-value heads.
 
     Who sees whom is the layout's business.
     """
+
+    shared = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -169,14 +171,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         heads = (len(x), -1, self.head_dim)
         turn = rotate if self.lean else plain_rotate
-        q = turn(self.q_proj(x).view(heads), cos, sin)  # (N, H, Hd)
-        k = turn(self.k_proj(x).view(heads), cos, sin)  # (N, K, Hd)
-        v = self.v_proj(x).view(heads)
+        q, k, v = (part.view(heads) for part in self.project(x))  # (N, H or K, Hd)
+        q, k = turn(q, cos, sin), turn(k, cos, sin)
         return self.o_proj(attend(self.layer, q, k, v).reshape(len(x), -1))
 
 
-class MLP(nn.Module):
+class MLP(SharedInput):
     """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    shared = ("gate_proj", "up_proj")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gated = swiglu if self.lean else plain_swiglu
-        return self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(gated(*self.project(x)))
 
 
 class DecoderLayer(nn.Module):

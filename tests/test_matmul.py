@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from toys import gradients, small_model, with_adapter
 
 from minialign import matmul
 from minialign.data import Sequence
+from minialign.lora import merged_adapter
 from minialign.matmul import Linear, _Linear, linear, packed_weights, product
 from minialign.model import CausalLM
 from minialign.scoring import score
@@ -251,7 +253,8 @@ def test_a_model_computes_the_same_without_onednn(monkeypatch: pytest.MonkeyPatc
 
 
 def packed_of(model: torch.nn.Module) -> list[Tensor | None]:
-    return [module.packed for module in model.modules() if isinstance(module, Linear)]
+    kinds = Linear | matmul.SharedInput
+    return [module.packed for module in model.modules() if isinstance(module, kinds)]
 
 
 @needs_onednn
@@ -268,17 +271,46 @@ def test_a_packed_layer_computes_the_same(rows: int, size: tuple[int, int]) -> N
 
 
 @needs_onednn
-def test_a_packed_model_computes_the_same_and_uses_what_is_packed(calls: list[Tensor]) -> None:
+@pytest.mark.parametrize(("merged", "products"), [(True, 2 * 4 + 1), (False, 2 * 3 + 1)])
+def test_a_packed_model_computes_the_same_and_uses_what_is_packed(
+    calls: list[Tensor], merged: bool, products: int
+) -> None:
+    """Two layers of q+k+v, o, gate+up and down, and the head; beside an adapter that is not merged
+    q, k and v are taken one by one.
+    """
     model = with_adapter(small_model())
     with torch.no_grad():
         expected = model.logits(IDS)
         assert not any(weight.is_mkldnn for weight in calls)
-        calls.clear()
-        with packed_weights(model):
-            assert None not in packed_of(model)
+        with merged_adapter(model) if merged else nullcontext(), packed_weights(model):
+            calls.clear()
             found = model.logits(IDS)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert sum(weight.is_mkldnn for weight in calls) == len(packed_of(model)) == 15
+    assert sum(weight.is_mkldnn for weight in calls) == products
+    assert set(packed_of(model)) == {None}
+
+
+@needs_onednn
+def test_layers_that_share_an_input_give_what_each_gives(calls: list[Tensor]) -> None:
+    attention = small_model().model.layers[0].self_attn
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        apart = [attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)]
+        with packed_weights(attention):
+            calls.clear()
+            together = attention.project(x)
+    assert len(calls) == 1
+    for own, truth in zip(together, apart, strict=True):
+        torch.testing.assert_close(own, truth, rtol=0, atol=1e-5)
+
+
+def test_layers_that_share_an_input_train_as_each_does_within_the_context() -> None:
+    attention = small_model().model.layers[0].self_attn.requires_grad_()
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    with packed_weights(attention):
+        sum(part.sum() for part in attention.project(x)).backward()
+    for layer in attention.readers():
+        assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0
 
 
 def test_weights_are_as_before_after_an_exception() -> None:
