@@ -59,8 +59,9 @@ class Speed:
         return cls(_training_speed(model, job.train), sampling)
 
     def seconds(self, work: Work) -> float:
-        # the policy scores a text in every step, the reference once: that is not counted
-        return (work.sft + work.preferences) / self.training + work.sampled / self.sampling
+        # the policy reads a text in every step that it stands in, the reference once, forward only
+        read = work.sft + work.preferences + min(work.sampled, work.preferences) / 3
+        return read / self.training + work.sampled / self.sampling
 
 
 def _training_speed(model: CausalLM, train: list[Sequence]) -> float:
@@ -218,4 +219,4 @@ def _stages(job: Job) -> list[tuple[str, str]]:
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+    return f"{math.ceil(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

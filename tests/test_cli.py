@@ -235,7 +235,9 @@ def test_a_batch_is_never_larger_than_the_demonstrations() -> None:
 
 def test_seconds_are_tokens_over_speed() -> None:
     speed = Speed(training=100.0, sampling=10.0)
-    assert speed.seconds(Work(sft=200, sampled=50, preferences=300)) == 2 + 5 + 3
+    # SFT, writing, the policy's reading, and the reference's of what was written, forward only
+    assert speed.seconds(Work(sft=200, sampled=60, preferences=300)) == 2 + 6 + 3 + 0.2
+    assert speed.seconds(Work(sft=0, sampled=900, preferences=300)) == 90 + 3 + 1
 
 
 @pytest.fixture
@@ -266,7 +268,7 @@ def test_the_plan_names_what_is_trained_on_what_and_its_price(job: Job) -> None:
         "2 held-out demonstrations: demos_test.jsonl",
         f"{work.sft:,} tokens of SFT, at most {work.sampled:,} written",
         f"{work.preferences:,} compared",
-        f"at most {(work.sft + work.sampled + work.preferences) / 3600:.1f} hours",
+        f"at most {Speed(1.0, 1.0).seconds(work) / 3600:.1f} hours",
         "GB of memory",
         "writes  runs/demos/",
         "warning  demos.jsonl, line 3: cut to its first",
