@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minialign.attention import PackedAttention, Segment
 from minialign.data import Sequence
-from minialign.fused import linear_logps
+from minialign.fused import linear_kl, linear_logps
 from minialign.lora import adapter_hash, adapter_parameters, reference_policy
 from minialign.model import CausalLM
 
@@ -37,16 +37,34 @@ def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
     packed = Packed.of(sequences)
     if not packed.targets:
         return torch.zeros(len(sequences), device=model.device)
+    targets = torch.tensor(packed.targets, device=model.device)
+    logps = linear_logps(_predictors(model, packed), model.lm_head.weight, targets)
+    return packed.sums(logps)
+
+
+def divergence(model: CausalLM, sequences: SequenceABC[Sequence], reference: str | None) -> Tensor:
+    """KL(reference || policy) of each next token, summed over a completion's tokens.
+
+    Exact: over the whole vocabulary, at the completion's own positions. The reference is an
+    adapter, or the base model for None. A differentiable (len(sequences),) in float32.
+    """
+    packed = Packed.of(sequences)
+    if not packed.targets:
+        return torch.zeros(len(sequences), device=model.device)
+    with reference_policy(model, reference):
+        theirs = _predictors(model, packed)
+    return packed.sums(linear_kl(_predictors(model, packed), theirs, model.lm_head.weight))
+
+
+def _predictors(model: CausalLM, packed: Packed) -> Tensor:
+    """The hidden states that predict `packed.targets`, (N, D)."""
     device = model.device
     attend = PackedAttention(packed.segments, model.config.sliding_window, device)
     ids, positions = (
         torch.tensor(packed.ids, device=device),
         torch.tensor(packed.positions, device=device),
     )
-    hidden = model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
-    logps = linear_logps(hidden, model.lm_head.weight, torch.tensor(packed.targets, device=device))
-    sums = torch.stack([part.sum() for part in logps.split(packed.lengths)])
-    return sums[torch.tensor(packed.index, device=device)]
+    return model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
 
 
 @dataclass
@@ -78,6 +96,11 @@ class Packed:
                 packed._append_completion(sequence, prompt)
         packed.index = [known[sequence] for sequence in sequences]
         return packed
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums of what stands at the targets, (N,), for every sequence that was asked for."""
+        sums = torch.stack([part.sum() for part in values.split(self.lengths)])
+        return sums[torch.tensor(self.index, device=values.device)]
 
     def _append(self, ids: tuple[int, ...], prefix: Segment | None) -> Segment:
         bounds = (prefix.start, prefix.stop) if prefix else None

@@ -16,7 +16,7 @@ from minialign import scoring
 from minialign.data import Sequence
 from minialign.lora import active_adapter, adapter_parameters, copy_adapter, set_adapter
 from minialign.model import CausalLM
-from minialign.scoring import Packed, ReferenceScores, micro_batches, score
+from minialign.scoring import Packed, ReferenceScores, divergence, micro_batches, score
 
 
 def random_sequences(seed: int = 0, prompts: int = 3, each: int = 3) -> list[Sequence]:
@@ -222,3 +222,42 @@ def test_where_the_policy_is_the_reference_scores_agree_to_the_last_bit(max_toke
     for part in micro_batches(random_sequences(prompts=6), one, max_tokens):
         expected = reference(part)
         assert torch.equal(score(model, part), expected)
+
+
+def plain_divergence(model: CausalLM, sequence: Sequence) -> torch.Tensor:
+    """From two whole tables of logits."""
+    ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
+    places = slice(len(sequence.prompt_ids) - 1, ids.shape[1] - 1)
+    policy = model.logits(ids)[0, places].log_softmax(-1)
+    adapter = active_adapter(model)
+    set_adapter(model, None)
+    with torch.no_grad():
+        reference = model.logits(ids)[0, places].log_softmax(-1)
+    set_adapter(model, adapter)
+    return (reference.exp() * (reference - policy)).sum()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_divergence_and_its_gradients_equal_two_plain_forward_passes(name: str) -> None:
+    model = with_adapter(small_model())
+    sequences = CASES[name]
+    weights = torch.arange(1.0, len(sequences) + 1)
+    expected = torch.stack([plain_divergence(model, sequence) for sequence in sequences])
+    (expected * weights).sum().backward()
+    truth = gradients(model)
+    found = divergence(model, sequences, None)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (found * weights).sum().backward()
+    for gradient, true in zip(gradients(model), truth, strict=True):
+        torch.testing.assert_close(gradient, true, rtol=1e-4, atol=1e-5)
+
+
+def test_divergence_from_itself_is_nothing_and_from_another_adapter_something() -> None:
+    model = with_adapter(small_model())
+    sequences = random_sequences()
+    copy_adapter(model, active_adapter(model) or "", "other")
+    assert divergence(model, sequences, active_adapter(model)).abs().max() < 1e-5
+    set_adapter(model, "other")
+    with torch.no_grad():
+        adapter_parameters(model, "other")[0].mul_(2)
+        assert divergence(model, sequences, None).min() > 0
