@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
@@ -46,11 +47,12 @@ def main() -> None:
 def train(job: Job) -> None:
     import torch
 
+    from minialign.evaluation.report import write_report
     from minialign.lora import active_adapter, apply_lora, save_adapter
-    from minialign.methods.ditto import ADAPTER as DITTO
     from minialign.methods.ditto import train_ditto
     from minialign.methods.sft import ADAPTER as SFT
     from minialign.methods.sft import train_sft
+    from minialign.methods.spin import train_spin
     from minialign.plan import Speed, describe
     from minialign.run import Interrupted
     from minialign.weights import load_for
@@ -66,19 +68,21 @@ def train(job: Job) -> None:
     began = time.perf_counter()
     try:
         with run.catch_interrupts():
-            method = {"sft": train_sft, "ditto": train_ditto}[job.options.method]
-            method(model, job.train, job.config, run, job.held_out)
+            methods = {"sft": train_sft, "ditto": train_ditto, "spin": train_spin}
+            methods[job.options.method](model, job.train, job.config, run, job.held_out)
     except Interrupted:
         again = f"python train.py --resume {shlex.quote(str(job.out))}"
         print(f"saved; go on with: {again}", file=sys.stderr)
         sys.exit(130)
-    if job.options.method == "ditto":
+    if active_adapter(model) != SFT:
         save_adapter(model, job.out / "adapter-sft", SFT)
-    save_adapter(model, job.out / "adapter", DITTO if job.options.method == "ditto" else SFT)
+    save_adapter(model, job.out / "adapter", active_adapter(model))
+    after = answer(model, job, active_adapter(model))
+    run.write_preview(job.prompt[-1]["content"], before, after)
     run.finish()
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {time.perf_counter() - began:.0f} s ({spent})\n")
-    show(job, before, answer(model, job, active_adapter(model)))
+    show(job, before, after, write_report(job.out))
 
 
 def open_run(job: Job) -> Run:
@@ -89,7 +93,8 @@ def open_run(job: Job) -> Run:
     if options.resume:
         run = Run.resume(job.out, **knobs)
     else:
-        run = Run.create(job.out, job.record(), overwrite=options.overwrite, **knobs)
+        record = {"command": f"python {shlex.join(sys.argv)}", **job.record()}
+        run = Run.create(job.out, record, overwrite=options.overwrite, **knobs)
     run.tokenizer = job.tokenizer
     return run
 
@@ -112,10 +117,11 @@ def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
     return group[0].text
 
 
-def show(job: Job, before: str, after: str) -> None:
+def show(job: Job, before: str, after: str, report: Path) -> None:
     asked = job.prompt[-1]["content"]
     for title, text in (("prompt", asked), ("before", before), ("after", after)):
         print(f"--- {title} ---\n{text}\n")
+    print(f"all of it on one page: {report}")
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
     if job.held_out:

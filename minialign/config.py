@@ -11,12 +11,14 @@ This module imports nothing heavy: `--help` reads it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from minialign.errors import InputError
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+EVERY_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
 
 def knob(default: Any, help: str) -> Any:
@@ -131,6 +133,9 @@ class DittoConfig:
     )
     learning_rate: float = knob(1e-6, "DPO learning rate, constant after its warm-up (paper 1e-6)")
     warmup_ratio: float = knob(0.25, "share of the DPO steps that warm up (paper .25)")
+    update_reference: bool = knob(
+        False, "let the reference follow the policy each round (ablation: costs DITTO 24 points)"
+    )
     label_smoothing: float = knob(0.0, "conservative DPO: share of comparisons taken to be wrong")
     nll_weight: float = knob(
         0.0, "adds this times the demonstrations' loss per token, against DPO collapse"
@@ -181,6 +186,69 @@ class DittoConfig:
         return -(-self.max_steps // self.resample_every)
 
 
+C3PO_LORA = LoRAConfig(rank=64, alpha=128.0, dropout=0.0, target_modules=EVERY_LINEAR)
+
+
+@dataclass(frozen=True)
+class C3POConfig:
+    """C3PO (Stephan et al. 2024, arXiv 2402.10893, equation 5 and appendix B)."""
+
+    lora: LoRAConfig = knob(C3PO_LORA, "")
+    in_scope_loss: Literal["dpo", "sft"] = knob(
+        "dpo", "dpo: revised answers over baselines; sft: learn the revised answers (SCD)"
+    )
+    epochs: float = knob(1.0, "times that every in-scope pair is seen (paper 1)")
+    pairs_per_step: int = knob(
+        16, "in-scope pairs a step, and as many answers near and out of scope (C3PO code 16)"
+    )
+    beta: float = knob(0.1, "DPO's beta: how far the policy may leave the base model (paper .1)")
+    lambda_out: float = knob(
+        0.2, "weight of the out-of-scope constraint; 0: none (paper .2, its code's sigma_soft)"
+    )
+    lambda_near: float = knob(
+        0.1, "weight of the near-scope constraint; 0: none (paper .1, its code's sigma_hard)"
+    )
+    constraint: Literal["nll", "kl"] = knob(
+        "nll",
+        "nll: the base model's own answers stay likely; kl: its distribution stays (ablation)",
+    )
+    constraint_reduction: Literal["token_mean", "sequence_mean", "sum"] = knob(
+        "token_mean",
+        "token_mean: every token weighs the same (C3PO code); sequence_mean: every answer; "
+        "sum: answers count in full, as in DPO",
+    )
+    learning_rate: float = knob(5e-5, "peak learning rate, cosine decay (paper 5e-5)")
+    warmup_ratio: float = knob(0.05, "share of the steps that warm up (paper .05)")
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm")
+    weight_decay: float = knob(0.0, "AdamW's weight decay")
+    max_length: int = knob(2048, "tokens of prompt and answer at most; longer answers are cut")
+
+    def __post_init__(self) -> None:
+        require(
+            self.lora.dropout == 0,
+            f"lora_dropout must be 0, not {self.lora.dropout}: C3PO compares with the base",
+        )
+        require(self.epochs > 0, f"epochs must be positive, not {self.epochs}")
+        require(
+            self.pairs_per_step >= 1,
+            f"pairs_per_step must be at least 1, not {self.pairs_per_step}",
+        )
+        for name in ("beta", "learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("lambda_out", "lambda_near", "weight_decay"):
+            require(
+                getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
+            )
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+        require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    def steps(self, pairs: int) -> int:
+        """How many steps the epochs over so many pairs take; the last one is filled up."""
+        return math.ceil(self.epochs * pairs / min(self.pairs_per_step, pairs))
+
+
 PAPER = DittoConfig()
 
 # Chosen by measurement on development authors; benchmarks/recipes.md has what was tried.
@@ -204,8 +272,9 @@ RECIPES = {"paper": PAPER, "laptop": LAPTOP}
 class TrainOptions:
     """What train.py needs besides the method's knobs."""
 
-    method: Literal["ditto", "sft"] = knob(
-        "ditto", "ditto: SFT, then rounds of sampling and DPO; sft: its first part alone"
+    method: Literal["ditto", "sft", "spin"] = knob(
+        "ditto",
+        "ditto: SFT, then rounds of sampling and DPO; sft: its first part alone; spin: self-play",
     )
     demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
     test: str = knob(
@@ -290,12 +359,30 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """evaluate.py's flags, after the run folder."""
+    """evaluate.py's flags, after the run folders."""
 
+    against: tuple[str, ...] = knob(
+        ("base", "few-shot", "sft"),
+        "contestants: base, few-shot, sft, spin (of RUN-spin), a run folder, a file of answers",
+    )
+    judges: tuple[str, ...] = knob(
+        ("style",), "who judges: style (offline), model (--judge-model, --judge-url)"
+    )
     test: str = knob("", "held-out demonstrations; by default those of the run")
     n: int = knob(4, "answers a prompt and contestant")
     max_new_tokens: int = knob(0, "tokens an answer at most; 0: 1.25 x the longest held-out text")
     temperature: float = knob(1.0, "of the answers")
+    others: str = knob(
+        "", "other people's texts, for the style judge: JSON Lines of {text} or demonstrations"
+    )
+    judge_model: str = knob("", "the model that judges: a name at --judge-url, or a local model")
+    judge_url: str = knob(
+        "", "an OpenAI-compatible endpoint; its key is taken from MINIALIGN_API_KEY"
+    )
+    general: int = knob(12, "general prompts on which the drift from the base is measured; 0: none")
+    compare: bool = knob(
+        False, "compare the runs' curves and knobs on one page instead: runs/comparison.html"
+    )
     show: int = knob(2, "prompts whose answers are printed side by side")
     seed: int = knob(0, "the same seed gives the same answers")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
@@ -308,6 +395,17 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
         require(self.show >= 0, f"show must not be negative, not {self.show}")
+        require(self.general >= 0, f"general must not be negative, not {self.general}")
+        for judge in self.judges:
+            require(judge in ("style", "model"), f"judges: {judge!r} is not one of style, model")
+        wants_model = "model" in self.judges
+        require(
+            wants_model == bool(self.judge_model),
+            "--judges model and --judge-model NAME need each other",
+        )
+        require(
+            wants_model or not self.judge_url, "--judge-url needs --judges model --judge-model NAME"
+        )
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
         require(
             self.micro_batch_tokens >= 1,

@@ -194,6 +194,10 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def adapter_names(model: nn.Module) -> list[str]:
+    return sorted({name for layer in lora_layers(model).values() for name in layer.configs})
+
+
 def active_adapter(model: nn.Module) -> str | None:
     return next((layer.active for layer in lora_layers(model).values() if layer.active), None)
 
@@ -249,6 +253,63 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     for parameter in adapter_parameters(model, target):
         parameter.requires_grad_(True)
     set_adapter(model, target)
+
+
+@torch.no_grad()
+def combine_adapters(model: nn.Module, weights: dict[str, float], name: str = "combined") -> None:
+    """Makes adapter `name` of a weighted sum: W + sum_i w_i (alpha_i / rank_i) B_i A_i, exactly.
+
+    The matrices are stacked along the rank, as C3PO adds up two feedbacks (arXiv 2402.10893, Figure
+    7): a sum of A's times a sum of B's would bring in products of one's A with the other's B. Ranks
+    add up; in layers that fewer adapters reach, zeros fill up to the common rank. Alone and with
+    weight 1, an adapter is itself to the last bit.
+
+    The sum is active, and frozen: `copy_adapter` goes on from it. Raises InputError for an adapter
+    that is not there, a weight that is not finite, or while an adapter is merged.
+    """
+    layers = [layer for layer in lora_layers(model).values() if weights.keys() & layer.configs]
+    configs = {s: c for layer in layers for s, c in layer.configs.items() if s in weights}
+    _check_combination(layers, configs, weights)
+    first = next((c for c in configs.values() if c.alpha), next(iter(configs.values())))
+    scale = first.alpha / first.rank or 1.0  # the sum's own; what others differ by goes into B
+    factors = {s: w * (configs[s].alpha / configs[s].rank / scale) for s, w in weights.items()}
+    rank = max(sum(configs[s].rank for s in weights if s in layer.configs) for layer in layers)
+    stacked = [_stack(layer, factors, rank) for layer in layers]
+    remove_adapter(model, name)  # only now: it may be one of the sources
+    config = replace(
+        first,
+        rank=rank,
+        alpha=first.alpha * (rank / first.rank),
+        target_modules=tuple(dict.fromkeys(t for c in configs.values() for t in c.target_modules)),
+    )
+    for layer, (a, b) in zip(layers, stacked, strict=True):
+        layer.configs[name] = config
+        layer.lora_A[name] = nn.Parameter(a, requires_grad=False)
+        layer.lora_B[name] = nn.Parameter(b, requires_grad=False)
+    set_adapter(model, name)
+
+
+def _stack(layer: LoRALinear, factors: dict[str, float], rank: int) -> tuple[Tensor, Tensor]:
+    """(rank, in) and (out, rank): A's one below the other, scaled B's side by side."""
+    sources = [source for source in factors if source in layer.configs]
+    a = torch.cat([layer.lora_A[source] for source in sources])
+    b = torch.cat([factors[source] * layer.lora_B[source] for source in sources], dim=1)
+    missing = rank - len(a)
+    return F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))
+
+
+def _check_combination(
+    layers: list[LoRALinear], configs: dict[str, LoRAConfig], weights: dict[str, float]
+) -> None:
+    if not weights:
+        raise InputError("there are no adapters to combine: name at least one")
+    for source, weight in weights.items():
+        if source not in configs:
+            raise InputError(f"the model has no adapter called {source!r}")
+        if not math.isfinite(weight):
+            raise InputError(f"the weight of adapter {source!r} must be finite, not {weight}")
+    if any(layer.merged for layer in layers):
+        raise InputError("an adapter is merged into the weights: unmerge it before combining")
 
 
 def merge_adapter(model: nn.Module) -> float:

@@ -23,6 +23,19 @@ class PreferenceLoss(NamedTuple):
     rejected_rewards: Tensor
 
 
+class C3POLoss(NamedTuple):
+    """`loss` is a differentiable scalar; its three terms, unweighted scalars, and the implicit
+    rewards (B,) carry no gradient.
+    """
+
+    loss: Tensor
+    dpo: Tensor
+    nll_out: Tensor
+    nll_near: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+
+
 def sft_loss(logps: Tensor, total_tokens: int) -> Tensor:
     """The negative log-likelihood per token: -sum(logps) / total_tokens, a scalar.
 
@@ -86,4 +99,57 @@ def spin_loss(
         opponent_real_logps,
         opponent_generated_logps,
         beta=beta,
+    )
+
+
+def c3po_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    out_logps: Tensor,
+    near_logps: Tensor,
+    *,
+    pairs: int,
+    out_total: int,
+    near_total: int,
+    beta: float = 0.1,
+    lambda_out: float = 0.2,
+    lambda_near: float = 0.1,
+) -> C3POLoss:
+    """Constrained preference optimization (Stephan et al. 2024, arXiv 2402.10893, equation 5).
+
+        L    = 1 / pairs sum L_DPO(revised > baseline) + lambda_out NLL_out + lambda_near NLL_near
+        NLL  = -1 / total sum log pi(y|x),   y the base model's own answer
+
+    In scope the base model is both the reference and the author of the rejected texts; out of scope
+    and near it the policy keeps to what the base model says. `pairs` and both totals count the
+    *whole* step, so that the losses of its micro-batches add up to the loss of the step, however it
+    was cut. The published lambdas (official code: sigma_soft .2, sigma_hard .1) belong to a mean
+    over tokens: let the totals count the answers' tokens, end tokens included. A term that is left
+    out has empty tensors and total 0; with both lambdas 0 this is DPO.
+
+    Args:
+        policy_chosen_logps and the next three: (B,) summed log-probabilities, as in `dpo_loss`.
+        out_logps, near_logps: (B_out,), (B_near,) the policy's, of the base model's answers; for a
+            constraint by divergence, minus the summed divergences.
+    """
+    preference = dpo_loss(
+        policy_chosen_logps,
+        policy_rejected_logps,
+        reference_chosen_logps,
+        reference_rejected_logps,
+        beta=beta,
+    )
+    dpo = preference.losses.sum() / max(1, pairs)
+    nll_out = sft_loss(out_logps, max(1, out_total))
+    nll_near = sft_loss(near_logps, max(1, near_total))
+    loss = dpo + lambda_out * nll_out + lambda_near * nll_near
+    return C3POLoss(
+        loss,
+        dpo.detach(),
+        nll_out.detach(),
+        nll_near.detach(),
+        preference.chosen_rewards,
+        preference.rejected_rewards,
     )

@@ -3,6 +3,8 @@
     config.json     every knob resolved, versions, device, seed
     metrics.jsonl   a line a step
     samples.jsonl   a line a sampled completion
+    preview.json    an unseen prompt's answer before and after
+    report.html     all of it, to look at
     adapter/        the result, in PEFT's format          adapter-sft/   DITTO's reference, likewise
     state/          what --resume needs, one file, replaced as a whole
 
@@ -28,6 +30,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 from minialign.errors import InputError
 from minialign.state import Parts, SavedState, replace_whole, write_state
 
@@ -37,10 +44,10 @@ if TYPE_CHECKING:
     from minialign.tokenizer import Tokenizer
 
 SAVE_EVERY_SECONDS = 120.0
-STAGES = ("sft", "ditto")
+STAGES = ("sft", "ditto", "spin", "c3po")
 ENTRIES = {
     *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft", "state"),
-    *("evaluation.json", "report.html"),
+    *("preview.json", "evaluation.json", "judge.jsonl", "report.html"),
 }
 
 
@@ -104,6 +111,7 @@ class Run:
         self.tokenizer: Tokenizer | None = None  # only to write samples as text too
         self.interrupted = False
         self.seconds: dict[str, float] = {}  # by phase, the whole run
+        self.peak_bytes: dict[str, int] = {}  # by phase, where it raised the process's peak
         self._phases: dict[str, float] = {}  # by phase, since the last metrics line
         self._resumed: SavedState | None = None
         self._save: Callable[[], None] | None = None
@@ -192,14 +200,16 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Charges the time within to a phase."""
-        began = time.perf_counter()
+        """Charges the time within to a phase, and the memory if it held the most so far."""
+        began, before = time.perf_counter(), peak_bytes()
         try:
             yield
         finally:
             spent = time.perf_counter() - began
             for book in (self.seconds, self._phases):
                 book[name] = book.get(name, 0.0) + spent
+            if peak_bytes() > before:
+                self.peak_bytes[name] = peak_bytes()
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the bar's figures."""
@@ -251,6 +261,13 @@ class Run:
             lambda path: path.write_text("".join(lines), encoding="utf-8"),
         )
 
+    def write_preview(self, prompt: str, before: str, after: str) -> None:
+        content = {"prompt": prompt, "before": before, "after": after}
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        replace_whole(
+            self.folder / "preview.json", lambda path: path.write_text(text, encoding="utf-8")
+        )
+
     # ---- stopping and going on ----
 
     @contextmanager
@@ -272,9 +289,8 @@ class Run:
 
     def finish(self) -> None:
         """The run is complete: there is nothing left to go on with."""
-        self.log_summary(
-            "done", {"seconds": {name: round(value, 1) for name, value in self.seconds.items()}}
-        )
+        seconds = {name: round(value, 1) for name, value in self.seconds.items()}
+        self.log_summary("done", {"seconds": seconds, "peak_bytes": self.peak_bytes})
         shutil.rmtree(self.folder / "state", ignore_errors=True)
 
     def _stop_if_asked(self) -> None:
@@ -302,7 +318,7 @@ class Run:
         state = self._resumed
         if state is None:
             return 0
-        state.restore_adapter(parts.model)
+        state.restore_adapters(parts.model)
         if STAGES.index(stage) < STAGES.index(state.facts["stage"]):
             return None
         if stage != state.facts["stage"]:
@@ -311,6 +327,16 @@ class Run:
         self.seconds = state.facts["seconds"]
         self._resumed = None
         return state.facts["step"]
+
+
+def peak_bytes() -> int:
+    """The most memory that was held since the start: a GPU's, else the process's; 0 if unknown."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _bar(**options: Any) -> tqdm:

@@ -178,6 +178,12 @@ class ReferenceScores:
             self.known.update(zip(missing, scores.tolist(), strict=True))
         return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
 
+    def restore(self, known: dict[Sequence, float]) -> None:
+        """Takes over scores of the reference as it is now."""
+        self.known = known
+        self._versions = self._parameter_versions()
+        self._hash = adapter_hash(self.model, self.name)
+
     def _parameter_versions(self) -> list[tuple[int, int]]:
         """Changes whenever an adapter tensor is written to, and is cheap enough for every call."""
         tensors = adapter_parameters(self.model, self.name) if self.name else []

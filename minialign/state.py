@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minialign.data import Sequence
 from minialign.errors import InputError
-from minialign.lora import active_adapter, adapter_state, load_adapter_state, lora_layers
+from minialign.lora import adapter_names, adapter_state, load_adapter_state
 from minialign.model import CausalLM
 from minialign.optim import Optimizer
 
@@ -38,10 +38,9 @@ class Parts:
     reference: ReferenceScores | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        names = {name for layer in lora_layers(self.model).values() for name in layer.configs}
         adapters = {
             f"adapter/{name}/{key}": tensor
-            for name in names
+            for name in adapter_names(self.model)
             for key, tensor in adapter_state(self.model, name).items()
         }
         moments = {f"optimizer/{key}": t for key, t in self.optimizer.state().items()}
@@ -89,21 +88,22 @@ class SavedState:
                 f"{file.parent}: no state to go on from ({error}): start the run again"
             ) from None
 
-    def restore_adapter(self, model: CausalLM) -> None:
-        """The active adapter alone."""
-        name = active_adapter(model)
-        assert name is not None
-        load_adapter_state(model, name, self._tensors(f"adapter/{name}/"), str(self.file))
+    def restore_adapters(self, model: CausalLM) -> None:
+        """Those that the model has by now."""
+        for name in adapter_names(model):
+            load_adapter_state(model, name, self._tensors(f"adapter/{name}/"), str(self.file))
 
     def restore(self, parts: Parts) -> None:
-        """Everything but the adapter."""
+        """Everything but the adapters."""
         parts.optimizer.load_state(self._tensors("optimizer/"))
-        if parts.pool is not None and parts.reference is not None:
+        if parts.pool is not None:
             parts.pool.load_state(self.facts["rounds"])
-            parts.reference.known = {
+        if parts.reference is not None:
+            known = {
                 Sequence(tuple(prompt), tuple(completion)): value
                 for prompt, completion, value in self.facts["reference"]
             }
+            parts.reference.restore(known)
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         return {

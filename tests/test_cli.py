@@ -49,6 +49,7 @@ TYPED = {
     **{"max_steps": "12", "resample_every": "3", "samples_per_prompt": "4"},
     **{"pairs_per_step": "6", "expert_fraction": "0.5", "replay_fraction": "0.25"},
     **{"inter_model_fraction": "0.25", "beta": "0.2", "learning_rate": "0.02"},
+    "update_reference": "",
     **{"warmup_ratio": "0.75", "label_smoothing": "0.125", "nll_weight": "2"},
     **{"max_grad_norm": "3", "weight_decay": "0.0625", "max_length": "99"},
 }
@@ -150,7 +151,7 @@ def test_texts_are_converted_as_on_the_command_line() -> None:
         (PAPER, {"learning_rat": 1.0}, "learning_rat: there is no such knob"),
         (PAPER, {"beta": "strong"}, "beta: 'strong' is not a number"),
         (PAPER, {"max_steps": "1.5"}, "max_steps: '1.5' is not a number"),
-        (TrainOptions(), {"method": "rlhf"}, "method: 'rlhf' is not one of ditto, sft"),
+        (TrainOptions(), {"method": "rlhf"}, "method: 'rlhf' is not one of ditto, sft, spin"),
         (PAPER, {"sft_batch_size": 0}, "sft_batch_size must be at least 1, not 0"),
         (PAPER, {"lora_rank": 0}, "lora_rank must be at least 1, not 0"),
         (PAPER, {"top_k": -1}, "top_k must not be negative, not -1"),

@@ -233,6 +233,7 @@ DPO_KNOBS: dict[str, dict[str, Any]] = {
     "learning_rate": {"learning_rate": 1e-3},
     "warmup_ratio": {"warmup_ratio": 0.0},
     "label_smoothing": {"label_smoothing": 0.2},
+    "update_reference": {"update_reference": True},
     "nll_weight": {"nll_weight": 0.5},
 }
 MEMORY_KNOBS: dict[str, dict[str, Any]] = {

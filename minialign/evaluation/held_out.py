@@ -1,102 +1,93 @@
-"""What a run learned, on texts that it never saw: the base model, SFT and DITTO side by side.
+"""How likely is what the person really wrote?  And how far has the model moved from the base?
 
-* nats per token: how surprised a policy is by the person's real texts. Lower is better.
+* nats per token: how surprised a contestant is by the person's real texts. Lower is better.
 * reward margin: beta [log pi/pi_base (real text) - log pi/pi_base (an own answer)], the mean over
-  answers that the base (or the SFT) model wrote to the same prompts. Above 0, the policy has moved
-  towards the person and away from itself. The base model is everybody's reference here, so the
-  columns stand on one scale and the base model's own is 0.
+  answers that the base (or another) model wrote to the same prompts. Above 0, the policy has moved
+  towards the person and away from that model. The base model is everybody's reference here, so the
+  contestants stand on one scale and the base model's own is 0.
+* drift: KL(base || policy) in nats per token, on the base model's own answers to general prompts:
+  what a voice cost everything else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from minialign.config import SamplingConfig
 from minialign.data import Sequence
 from minialign.lora import reference_policy
 from minialign.model import CausalLM
-from minialign.sampler import Completion, sample
-from minialign.scoring import micro_batches, score
-
-Contestants = dict[str, str | None]  # shown name -> adapter, None for the base model
+from minialign.scoring import divergence, micro_batches, score
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """One contestant's results."""
-
-    nats_per_token: float
-    margins: dict[str, float]  # against the answers of: the mean margin
-    wins: dict[str, float]  # the share of comparisons with a positive margin
-    answers: list[list[Completion]]  # prompt -> answers
-    stops: float  # the share of answers that ended by themselves
-    mean_tokens: float
+def nats_per_token(
+    model: CausalLM, adapter: str | None, held_out: SequenceABC[Sequence], max_tokens: int
+) -> float:
+    with reference_policy(model, adapter):
+        total = float(scores(model, held_out, max_tokens).sum())
+    return -total / sum(len(sequence.completion_ids) for sequence in held_out)
 
 
-def evaluate_held_out(
+def reward_margins(
     model: CausalLM,
-    contestants: Contestants,
+    adapters: dict[str, str | None],
     held_out: SequenceABC[Sequence],
+    answers: dict[str, list[list[Sequence]]],
     *,
     beta: float,
-    n: int,
-    sampling: SamplingConfig,
-    seed: int,
     max_tokens: int,
-) -> dict[str, HeldOut]:
-    """Every contestant on every held-out text; answers are written with the same random streams."""
-    prompts = [sequence.prompt_ids for sequence in held_out]
-    answers, own, others = {}, {}, {}
-    for name, adapter in contestants.items():
-        with reference_policy(model, adapter):
-            answers[name] = sample(model, prompts, n, sampling, seed=seed)
-    rivals = {
-        name: [
-            [Sequence(prompt, c.ids) for c in group]
-            for prompt, group in zip(prompts, answers[name], strict=True)
-        ]
-        for name in list(contestants)[:-1] or list(contestants)
-    }
-    for name, adapter in contestants.items():
+) -> dict[str, dict[str, Tensor]]:
+    """Contestant -> whose answers -> margins (P, n), of P real texts over n answers to each prompt.
+
+    `adapters` begins with the base model's None, and `answers` are those of some of its names.
+    """
+    own, others = {}, {}
+    for name, adapter in adapters.items():
         with reference_policy(model, adapter):
             own[name] = scores(model, held_out, max_tokens)  # (P,)
             others[name] = {
                 rival: scores(model, [s for group in groups for s in group], max_tokens).view(
-                    len(prompts), n
+                    len(groups), -1
                 )
-                for rival, groups in rivals.items()
+                for rival, groups in answers.items()
             }
-    base = next(iter(contestants))
-    tokens = sum(len(sequence.completion_ids) for sequence in held_out)
-    results = {}
-    for name in contestants:
-        margins = {
+    base = next(iter(adapters))
+    return {
+        name: {
             rival: beta
             * ((own[name] - own[base])[:, None] - (others[name][rival] - others[base][rival]))
-            for rival in rivals
+            for rival in answers
         }
-        flat = [completion for group in answers[name] for completion in group]
-        results[name] = HeldOut(
-            nats_per_token=-float(own[name].sum()) / tokens,
-            margins={rival: float(margin.mean()) for rival, margin in margins.items()},
-            wins={rival: float((margin > 0).float().mean()) for rival, margin in margins.items()},
-            answers=answers[name],
-            stops=sum(c.finish_reason == "stop" for c in flat) / len(flat),
-            mean_tokens=sum(len(c.ids) for c in flat) / len(flat),
-        )
-    return results
+        for name in adapters
+    }
+
+
+def drift(
+    model: CausalLM, adapter: str | None, ordinary: SequenceABC[Sequence], max_tokens: int
+) -> float:
+    """KL(base || adapter), nats per token of the base model's `ordinary` answers."""
+    if adapter is None:
+        return 0.0
+    with reference_policy(model, adapter):
+        total = _in_parts(lambda part: divergence(model, part, None), ordinary, max_tokens).sum()
+    return float(total) / sum(len(sequence.completion_ids) for sequence in ordinary)
 
 
 @torch.no_grad()
 def scores(model: CausalLM, sequences: SequenceABC[Sequence], max_tokens: int) -> Tensor:
     """`score`, in parts that fit into memory, on the host."""
+    return _in_parts(lambda part: score(model, part), sequences, max_tokens)
+
+
+@torch.no_grad()
+def _in_parts(
+    measure: Callable[[list[Sequence]], Tensor], sequences: SequenceABC[Sequence], max_tokens: int
+) -> Tensor:
     known: dict[Sequence, float] = {}
-    for part in micro_batches(
-        list(dict.fromkeys(sequences)), lambda sequence: (sequence,), max_tokens
-    ):
-        known.update(zip(part, score(model, part).tolist(), strict=True))
+    distinct = list(dict.fromkeys(sequences))
+    for part in micro_batches(distinct, lambda sequence: (sequence,), max_tokens):
+        known.update(zip(part, measure(part).tolist(), strict=True))
     return torch.tensor([known[sequence] for sequence in sequences])

@@ -15,6 +15,8 @@ Where this differs from the paper or from the official code (SALT-NLP/demonstrat
   the padding).
 * The comparisons of a step are distinct, and every demonstration takes its turn.
 * All fractions, M and K are knobs that work.
+* `update_reference`, off, is the ablation that the paper warns of: the reference follows the policy
+  at every new round. SPIN (spin.py) needs it.
 * `nll_weight`, 0 as in the paper unless asked for (the laptop recipe has .5), adds the
   demonstrations' own loss, which keeps DPO from lowering the chosen texts along with the rejected.
 """
@@ -29,7 +31,7 @@ from torch import Tensor
 
 from minialign.config import DittoConfig
 from minialign.data import Sequence
-from minialign.lora import copy_adapter, trainable_parameters
+from minialign.lora import adapter_state, copy_adapter, load_adapter_state, trainable_parameters
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.comparisons import Comparison, ComparisonPool
 from minialign.methods.sft import ADAPTER as SFT
@@ -42,6 +44,7 @@ from minialign.scoring import ReferenceScores, micro_batches, score
 from minialign.state import Parts
 
 ADAPTER = "ditto"
+FOLLOWER = "reference"  # with `update_reference`: what the policy was when the round began
 UNSEEN = "eval/nats_per_token"
 
 
@@ -51,15 +54,18 @@ def train_ditto(
     config: DittoConfig,
     run: Run,
     held_out: SequenceABC[Sequence] = (),
+    name: str = ADAPTER,
 ) -> None:
-    """Trains a new adapter "ditto" on a model whose active adapter is a fresh "sft"; in place.
+    """Trains a new adapter `name` on a model whose active adapter is a fresh "sft"; in place.
 
-    Both stay in the model, "ditto" active. Samples, metrics and what `--resume` needs are kept in
-    `run`.
+    Both stay in the model, the new one active. Samples, metrics and what `--resume` needs are kept
+    in `run`.
     """
     train_sft(model, demonstrations, config, run, held_out)
-    copy_adapter(model, SFT, ADAPTER)
-    reference = ReferenceScores(model, SFT)
+    if config.update_reference:
+        copy_adapter(model, SFT, FOLLOWER)
+    copy_adapter(model, SFT, name)
+    reference = ReferenceScores(model, FOLLOWER if config.update_reference else SFT)
     pool = ComparisonPool(demonstrations)
     optimizer = Optimizer(
         trainable_parameters(model),
@@ -71,10 +77,12 @@ def train_ditto(
         max_grad_norm=config.max_grad_norm,
     )
     parts = Parts(model, optimizer, pool, reference)
-    first = run.restore("ditto", parts) or 0
+    first = run.restore(name, parts) or 0
     model.eval()  # no dropout: the policy must be comparable with its reference
-    for step in run.steps("ditto", first, config.max_steps, parts):
+    for step in run.steps(name, first, config.max_steps, parts):
         if len(pool.rounds) <= step // config.resample_every:
+            if config.update_reference:
+                load_adapter_state(model, FOLLOWER, adapter_state(model, name), name)
             with run.phase("sample"):
                 pool.add_round(_sample_round(model, pool, config, run))
             run.write_samples(pool, reference)
@@ -87,7 +95,7 @@ def train_ditto(
         ends_round = (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps
         if ends_round:
             metrics |= _held_out_metrics(model, held_out, reference, config, run)
-        run.log("ditto", step, metrics)
+        run.log(name, step, metrics)
         if ends_round:
             run.say(f"round {len(pool.rounds)}", _summary(pool, metrics), metrics.get(UNSEEN))
     run.write_samples(pool, reference)

@@ -1,0 +1,312 @@
+"""report.html: the page that a run leaves behind, made from the files in its folder alone.
+
+One file that needs nothing else: no script, no font, no address. Whatever the folder lacks is left
+out. All figures are the files' own, and the sentence at the top says no more than they do. The
+templates decide what is shown and in which words. `write_comparison` puts many runs on one page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
+
+from minialign.cli import PREFIXES
+from minialign.config import RECIPES, TrainOptions
+from minialign.data import Demonstration, load_demonstrations, training_split
+from minialign.errors import InputError
+from minialign.evaluation import charts
+from minialign.evaluation.charts import Bar, Series, number, percent
+from minialign.evaluation.findings import Duel, contestant_of, duel, duels_of, find, shown
+from minialign.evaluation.run_files import (
+    UNSEEN,
+    Json,
+    RunFiles,
+    figure,
+    figures,
+    read_run,
+    readable,
+)
+from minialign.state import replace_whole
+
+COLORS = {"base": 0, "sft": 1, "ditto": 2, "few-shot": 3, "spin": 4}
+PAIR_COLORS = {"pairs/expert": 2, "pairs/replay": 1, "pairs/inter_model": 3}
+FORMS: dict[str, Callable[[float], str]] = {
+    "nats": lambda value: f"{value:.3f}",
+    "fraction": lambda value: f"{round(value, 2) + 0.0:.2f}".replace("-", "−"),
+    "whole": lambda value: f"{value:,.0f}",
+}
+NOT_KNOBS = ("out", "resume", "overwrite", "inspect")  # options that say nothing about the result
+LONGEST_PROMPT = 200  # characters of a prompt that stands in a command
+
+
+# ---- the parts of the page ----
+
+
+def color(name: str) -> int:
+    return COLORS.get(name, 5)
+
+
+def curve(
+    run: RunFiles,
+    stage: str,
+    title: str,
+    unit: str,
+    lines: Sequence[tuple[str, str, int]],
+    **how: Any,
+) -> Markup:
+    """A chart of a stage's metrics: (metric, name, color) each; nothing where there are none."""
+    series = [Series(name, run.points(stage, metric), color) for metric, name, color in lines]
+    return charts.line_chart(title, series, unit=unit, marks=round_marks(run, stage), **how)
+
+
+def round_marks(run: RunFiles, stage: str) -> list[float]:
+    """The steps before which new answers were written."""
+    lines = [line for line in run.metrics if line.get("stage") == stage and "step" in line]
+    return [line["step"] + 1.0 for line in lines if "sample" in figures(line.get("seconds"))]
+
+
+def win_chart(judge: Json) -> Markup:
+    """Each contestant against all others, one judge's figures."""
+    means = ((name, duel(record)) for name, record in (judge.get("mean") or {}).items())
+    bars = [Bar(shown(n), d.rate, str(d), d.low, d.high, color(n)) for n, d in means if d]
+    return charts.bar_chart(
+        "Won against all others", bars, unit="share of comparisons", middle=0.5, top=1
+    )
+
+
+def prompts_ahead(win: Json) -> str:
+    """On how many of the prompts that could be judged the first won more than half."""
+    shares = [share for raw in win.get("per_prompt") or [] if (share := figure(raw)) is not None]
+    return f"{sum(share > 0.5 for share in shares)} of {len(shares)}" if shares else "–"
+
+
+def pairs_chart(run: RunFiles, stage: str) -> Markup:
+    """How many comparisons of which kind each step learned from."""
+    lines = [line for line in run.metrics if line.get("stage") == stage and "step" in line]
+    names = list(dict.fromkeys(key for line in lines for key in line if key.startswith("pairs/")))
+    columns = [
+        (line["step"] + 1, [figure(line.get(name)) or 0.0 for name in names]) for line in lines
+    ]
+    kinds = [
+        (name.removeprefix("pairs/").replace("_", "-"), PAIR_COLORS.get(name, 4)) for name in names
+    ]
+    return charts.stacked_columns(
+        "Pairs a step", kinds, columns if names else [], unit="comparisons"
+    )
+
+
+def rounds(run: RunFiles) -> Json:
+    """The first demonstration's samples, round by round; with what it says, if that is known."""
+    if not run.samples:
+        return {}
+    place = min(sample["demonstration"] for sample in run.samples)
+    found = []
+    for number_of_round in sorted({sample["round"] for sample in run.samples}):
+        everything = [sample for sample in run.samples if sample["round"] == number_of_round]
+        own = [sample for sample in everything if sample["demonstration"] == place]
+        found.append(
+            {
+                "name": number_of_round + 1,
+                "answers": [{"text": s["text"], "reason": s.get("finish_reason")} for s in own],
+                "total": len(everything),
+                "ended": sum(sample.get("finish_reason") == "stop" for sample in everything),
+            }
+        )
+    known = _demonstrations(run)
+    demonstration = known[place] if place < len(known) else None
+    return {"place": place + 1, "demonstration": demonstration, "rounds": found}
+
+
+def _demonstrations(run: RunFiles) -> list[Demonstration]:
+    """What the run was trained on, if the file is still there and still the same."""
+    file = Path(str(run.config["options"].get("demos", "")))
+    try:
+        same = hashlib.sha256(file.read_bytes()).hexdigest() == run.config.get("demos_sha256")
+        return training_split(load_demonstrations(file)) if same else []
+    except (OSError, InputError):
+        return []
+
+
+def answers(entry: Json, place: int) -> list[Json]:
+    """A contestant's answers to one prompt, each with the reason that it ended for."""
+    texts, reasons = (entry.get(key) or [] for key in ("answers", "finish_reasons"))
+    own = texts[place] if place < len(texts) else []
+    why = [*(reasons[place] if place < len(reasons) else []), *[""] * len(own)]
+    return [{"text": text, "reason": why[i]} for i, text in enumerate(own)]
+
+
+def column(run: RunFiles, key: str, rival: str = "") -> list[float | None]:
+    """One figure of every contestant: `key`, or its part for `rival`."""
+    values = [entry.get(key) for entry in run.evaluation.get("contestants", {}).values()]
+    return [figures(v).get(rival) if rival else figure(v) for v in values]
+
+
+def cost_charts(run: RunFiles) -> list[Markup]:
+    """Time and memory by phase."""
+    seconds, peaks = run.seconds(), figures(run.summary.get("peak_bytes"))
+    time = [Bar(name, spent, duration(spent), color=2) for name, spent in seconds.items()]
+    memory = [Bar(name, peak, gigabytes(peak), color=1) for name, peak in peaks.items()]
+    made = [
+        charts.bar_chart("Time", time, unit=f"{duration(sum(seconds.values()))} in all"),
+        charts.bar_chart("Memory", memory, unit="at most"),
+    ]
+    return [chart for chart in made if chart]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def knobs(run: RunFiles) -> dict[str, Any]:
+    """Every option and knob by its flag's name; lists as their text."""
+    options = {k: v for k, v in run.config["options"].items() if k not in NOT_KNOBS}
+    return options | _flat(run.config["knobs"])
+
+
+def _flat(nested: Json) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = value if isinstance(value, dict) else None
+        prefix = PREFIXES.get(name, f"{name}_") if inner is not None else ""
+        flat |= {f"{prefix}{k}": v for k, v in _flat(inner).items()} if inner is not None else {}
+        if inner is None:
+            flat[name] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def train_command(run: RunFiles) -> str:
+    """The command that was given; where it was not kept, one that does the same."""
+    if isinstance(run.config.get("command"), str):
+        return run.config["command"]
+    recipe = run.config.get("recipe")
+    usual: dict[str, Any] = dataclasses.asdict(TrainOptions())
+    usual |= _flat(dataclasses.asdict(RECIPES[recipe])) if recipe in RECIPES else {}
+    given = {"method": run.method}
+    given |= {name: value for name, value in knobs(run).items() if value != usual.get(name)}
+    given = {name: value for name, value in given.items() if value is not None}
+    given["out"] = run.config["options"].get("out") or str(run.folder)
+    words = ["python", "train.py"]
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        words += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
+    return shlex.join(words)
+
+
+def sample_command(run: RunFiles) -> str:
+    """Nothing while there is no adapter to sample from."""
+    prompts = [run.preview.get("prompt"), *run.evaluation.get("prompts", [])]
+    usable = [p for p in prompts if isinstance(p, str) and len(p) <= LONGEST_PROMPT]
+    asked = shlex.quote((usable or ["Write an email to my team."])[0])
+    return f"python sample.py --adapter {run.place} --prompt {asked} -n 3" if run.trained else ""
+
+
+# ---- the pages ----
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `folder`/report.html, whole or not at all, and returns its path.
+
+    Raises InputError, naming the file, where one in the folder is broken.
+    """
+    run = read_run(Path(folder))
+    sections = {
+        "before-after": ("Before and after", run.preview),
+        "win-rates": ("Win rates", run.evaluation.get("judges")),
+        "contestants": ("Figures", run.evaluation.get("contestants")),
+        "answers": ("Answers", run.evaluation.get("prompts")),
+        "curves": ("Curves", any(run.points(stage, "loss") for stage in run.stages)),
+        "rounds": ("Rounds", run.samples),
+        "pairs": ("Pairs", any(pairs_chart(run, stage) for stage in run.stages)),
+        "costs": ("Time", cost_charts(run)),
+        "commands": ("Commands", True),
+    }
+    there = {name: title for name, (title, content) in sections.items() if content}
+    return _write(run.folder / "report.html", "report.html.jinja", run=run, sections=there)
+
+
+def write_comparison(folders: Sequence[Path], target: Path) -> Path:
+    """Writes one page about many runs to `target`, whole or not at all, and returns its path.
+
+    Raises InputError where a folder is not a run's, or a file in it is broken.
+    """
+    runs = [read_run(folder) for folder in dict.fromkeys(map(Path, folders))]
+    if not runs:
+        raise InputError(f"{target}: there are no runs to compare: name at least one run folder")
+    names = [run.name for run in runs]
+    labels = [run.name if names.count(run.name) == 1 else readable(str(run.folder)) for run in runs]
+    settings = [knobs(run) for run in runs]
+    differing = [
+        name
+        for name in dict.fromkeys(name for own in settings for name in own)
+        if len({repr(own.get(name)) for own in settings}) > 1
+    ]
+    return _write(
+        Path(target),
+        "comparison.html.jinja",
+        runs=dict(zip(labels, runs, strict=True)),
+        settings=settings,
+        differing=differing,
+    )
+
+
+def overlay(
+    runs: dict[str, RunFiles], first_stage: bool, metric: str, title: str, unit: str
+) -> Markup:
+    """One metric of all runs in a chart: of their SFT, or of the stage after it."""
+    series = []
+    for place, (name, run) in enumerate(runs.items()):
+        stages = [stage for stage in run.stages if (stage == "sft") == first_stage]
+        points = run.points(stages[-1], metric) if stages else []
+        series.append(Series(name, points, place))
+    return charts.line_chart(title, series, unit=unit)
+
+
+def verdict(run: RunFiles) -> tuple[str, str, Duel] | None:
+    """(judge, rival, share won) that stands for a run among others; None without a usable judge."""
+    for judge in run.evaluation.get("judges") or []:
+        for rival, (result, _) in duels_of(judge, contestant_of(run)).items():
+            if judge.get("can_judge"):
+                return str(judge.get("name", "unnamed")), rival, result
+    return None
+
+
+def unseen(run: RunFiles) -> float | None:
+    """Nats per token on texts that were not trained on, as last measured while training."""
+    points = [point for stage in run.stages for point in run.points(stage, UNSEEN)]
+    return figure(points[-1][1]) if points else None
+
+
+def _write(target: Path, template: str, **content: Any) -> Path:
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    helpers: list[Callable[..., Any]] = [answers, color, column, cost_charts, curve, duel, duration]
+    helpers += [figure, find, knobs, overlay, pairs_chart, rounds, sample_command, train_command]
+    helpers += [prompts_ahead, unseen, verdict, win_chart]
+    pages.globals.update({helper.__name__: helper for helper in helpers})
+    pages.globals.update(UNSEEN=UNSEEN, ln2=math.log(2), percent=percent)
+    pages.filters.update(shown=shown, number=number, percent=percent, **FORMS)
+    page = pages.get_template(template).render(**content)
+    replace_whole(target, lambda path: path.write_text(page, encoding="utf-8"))
+    return target

@@ -1,0 +1,93 @@
+"""What evaluate.py prints: figures and win rates as tables, answers side by side."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from minialign.evaluation.contest import Contest, Results
+from minialign.evaluation.judgement import Judgement
+
+WIDTH = 100
+ROWS = (  # title, name of the figure, how it is shown
+    ("nats per token (lower is better)", "nats_per_token", "{:.3f}"),
+    ("answers that end by themselves", "stops", "{:.0%}"),
+    ("tokens an answer", "mean_tokens", "{:.0f}"),
+    ("different word pairs", "distinct_2", "{:.0%}"),
+    ("repetition within an answer", "repetition", "{:.0%}"),
+    ("copied from the demonstrations", "copied", "{:.0%}"),
+    ("drift from base (nats per token)", "drift", "{:.3f}"),
+)
+
+
+def contest_table(contest: Contest, results: Results) -> str:
+    names = list(results.figures)
+    width = max(10, *(len(name) + 2 for name in names))
+    lines = [f"{len(contest.held_out)} held-out demonstrations, {results.tokens} tokens", ""]
+    lines.append(f"{'':36}" + "".join(f"{name:>{width}}" for name in names))
+    rows = [ROWS[0], *_margin_rows(results), *ROWS[1:]]
+    for title, key, form in rows:
+        cells = [_cell(results.figures[name], key, form) for name in names]
+        if any(cell != "-" for cell in cells):
+            lines.append(f"{title:36}" + "".join(f"{cell:>{width}}" for cell in cells))
+    for judgement in results.judgements:
+        lines += ["", *win_table(judgement, names[-1])]
+    return "\n".join(lines)
+
+
+def _margin_rows(results: Results) -> list[tuple[str, str, str]]:
+    rivals = {rival: None for figures in results.figures.values() for rival in figures["margins"]}
+    rows = []
+    for rival in rivals:
+        rows.append((f"reward margin over {rival}'s answers", f"margins/{rival}", "{:+.2f}"))
+        rows.append(("  ... positive in", f"positive/{rival}", "{:.0%}"))
+    return rows
+
+
+def _cell(figures: dict[str, Any], key: str, form: str) -> str:
+    value: Any = figures
+    for part in key.split("/"):
+        value = value.get(part) if isinstance(value, dict) else None
+    return "-" if value is None else form.format(value)
+
+
+def win_table(judgement: Judgement, asked: str) -> list[str]:
+    """How often the last contestant wins, then everybody's mean."""
+    lines = [f"win rates, judged by {judgement.name} ({judgement.note})"]
+    if not judgement.can_judge:
+        return [*lines, "  no win rates: this judge cannot tell the person's texts from others"]
+    for win in judgement.wins:
+        if win.first == asked:
+            rate = _rate(win.rate, win.low, win.high)
+            lines.append(f"  {win.first} against {win.second:24} {rate}")
+    for name, mean in judgement.mean.items():
+        rate = _rate(mean.rate, mean.low, mean.high)
+        lines.append(f"  {name + ', mean against all others':{34 + len(asked) - 1}} {rate}")
+    return lines
+
+
+def _rate(rate: float, low: float, high: float) -> str:
+    return f"{rate:4.0%}   (95 % interval {low:.0%} to {high:.0%})"
+
+
+def side_by_side(contest: Contest, results: Results, prompts: int) -> str:
+    """The person's own text and each contestant's first answer, in columns."""
+    blocks = []
+    for place, demonstration in enumerate(contest.held_out[:prompts]):
+        columns = {"the person": demonstration.completion}
+        columns |= {name: groups[place][0].text for name, groups in results.answers.items()}
+        width = max(16, WIDTH // len(columns) - 2)
+        wrapped = [[title, "-" * width, *_wrap(text, width)] for title, text in columns.items()]
+        height = max(map(len, wrapped))
+        lines = [
+            "  ".join(f"{(c[i] if i < len(c) else ''):{width}}" for c in wrapped).rstrip()
+            for i in range(height)
+        ]
+        blocks.append("\n".join(["", f"prompt: {demonstration.prompt}", "", *lines]))
+    return "\n".join(blocks)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return [
+        line for paragraph in text.split("\n") for line in textwrap.wrap(paragraph, width) or [""]
+    ]

@@ -1,0 +1,50 @@
+"""What answers show by themselves: whether they end, repeat themselves, collapse, or copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+
+from minialign.evaluation.style import copied_share
+from minialign.sampler import Completion
+
+WORDS_IN_A_ROW = 4  # of a repetition
+
+
+@dataclass(frozen=True)
+class TextFigures:
+    stops: float  # the share of answers that ended by themselves
+    mean_tokens: float
+    distinct_2: float  # of all pairs of neighbouring words, over all answers: collapse shows
+    repetition: float  # the mean share of an answer's word 4-grams that stood in it before
+    copied: float  # the mean share of words that stand 8 in a row in a demonstration
+
+
+def text_figures(
+    answers: SequenceABC[SequenceABC[Completion]], demonstrations: SequenceABC[str]
+) -> TextFigures:
+    flat = [completion for group in answers for completion in group]
+    texts = [completion.text for completion in flat]
+    return TextFigures(
+        sum(c.finish_reason == "stop" for c in flat) / len(flat),
+        sum(len(c.ids) for c in flat) / len(flat),
+        distinct_n(texts, 2),
+        sum(map(repetition, texts)) / len(texts),
+        sum(copied_share(text, demonstrations) for text in texts) / len(texts),
+    )
+
+
+def distinct_n(texts: SequenceABC[str], n: int) -> float:
+    """Different word n-grams over all word n-grams (Li et al. 2016, arXiv 1510.03055)."""
+    grams = [gram for text in texts for gram in _grams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(text: str) -> float:
+    grams = _grams(text, WORDS_IN_A_ROW)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return list(zip(*(words[i:] for i in range(n)), strict=False))

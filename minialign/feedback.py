@@ -1,0 +1,216 @@
+"""A sentence of feedback as data: the folder that C3PO learns from.
+
+    feedback.json        {"feedback", "domain", "effect"} and, optionally, "check" (checks.py)
+    in_scope.jsonl       prompts that the feedback is about
+    near_scope.jsonl     prompts that look as if it were, and are not
+    out_of_scope.jsonl   any other prompts
+
+A line holds `prompt`, `baseline` (the base model's own answer), `split` (`train` or `test`) and, in
+scope, `revised` (the same model's answer after it was given the feedback). Optional are
+`in_context` and `cot` (answers of rival methods, for the evaluation) and
+`baseline_finish_reason` and `revised_finish_reason`: an answer that was cut off (`length`) is
+trained on without an end token. Whatever is wrong is one line that names the file, the line and
+what to do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minialign.data import Demonstration, Sequence, encode_demonstration, read_json, read_jsonl
+from minialign.errors import InputError
+from minialign.evaluation.checks import Check, parse_checks
+
+if TYPE_CHECKING:
+    from minialign.tokenizer import Tokenizer
+
+SCOPES = ("in_scope", "near_scope", "out_of_scope")
+SPLITS = ("train", "test")
+FINISH_REASONS = ("stop", "length")
+DESCRIPTION = "feedback.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response as text; one that was cut off has not ended, and must not teach to end there."""
+
+    text: str
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line: a prompt and what was answered to it. `revised` is there in scope."""
+
+    prompt: str
+    baseline: Answer
+    revised: Answer | None
+    in_context: str | None
+    cot: str | None
+    split: str
+    source: str  # "ahoy/in_scope.jsonl, line 3", for messages
+
+
+@dataclass(frozen=True)
+class FeedbackData:
+    """A C3PO data folder, both splits."""
+
+    feedback: str  # what the person said
+    domain: str  # when it applies
+    effect: str  # what an answer that follows it looks like
+    checks: tuple[Check, ...]  # empty where no program can tell
+    in_scope: tuple[Example, ...]
+    near_scope: tuple[Example, ...]
+    out_of_scope: tuple[Example, ...]
+
+    def examples(self, scope: str, split: str) -> list[Example]:
+        """The lines of one scope and one split, in the file's order."""
+        everything: tuple[Example, ...] = getattr(self, scope)
+        return [example for example in everything if example.split == split]
+
+
+@dataclass(frozen=True)
+class FeedbackSequences:
+    """One split in token ids: what C3PO is trained on."""
+
+    in_scope: tuple[tuple[Sequence, Sequence], ...]  # (revised, baseline), of one prompt
+    near_scope: tuple[Sequence, ...]  # the base model's own answers
+    out_of_scope: tuple[Sequence, ...]
+
+
+def load_feedback_data(folder: str | Path) -> FeedbackData:
+    """Reads and checks a data folder.
+
+    Raises InputError, one line that names the file, for anything missing, empty or contradictory.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    file = folder / DESCRIPTION
+    description = read_json(file)
+    feedback, domain, effect = (
+        _text(description, field, str(file)) for field in ("feedback", "domain", "effect")
+    )
+    raw = description.get("check")
+    checks = parse_checks(raw, str(file)) if raw is not None else ()
+    in_scope, near_scope, out_of_scope = (
+        _read_scope(folder / f"{scope}.jsonl", scope) for scope in SCOPES
+    )
+    _check_splits([*in_scope, *near_scope, *out_of_scope])
+    return FeedbackData(feedback, domain, effect, checks, in_scope, near_scope, out_of_scope)
+
+
+def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:
+    examples = tuple(
+        _example(record, scope, f"{path}, line {number}") for number, record in read_jsonl(path)
+    )
+    if not any(example.split == "train" for example in examples):
+        raise InputError(f'{path}: no prompt to train on: give some lines the split "train"')
+    return examples
+
+
+def _example(record: dict[str, Any], scope: str, where: str) -> Example:
+    split = _text(record, "split", where)
+    if split not in SPLITS:
+        raise InputError(f"{where}: unknown split {split!r}: choose train or test")
+    in_scope = scope == "in_scope"
+    return Example(
+        prompt=_text(record, "prompt", where),
+        baseline=_answer(record, "baseline", where),
+        revised=_answer(record, "revised", where) if in_scope else None,
+        in_context=_text(record, "in_context", where) if record.get("in_context") else None,
+        cot=_text(record, "cot", where) if record.get("cot") else None,
+        split=split,
+        source=where,
+    )
+
+
+def _answer(record: dict[str, Any], field: str, where: str) -> Answer:
+    reason = record.get(f"{field}_finish_reason") or "stop"
+    if reason not in FINISH_REASONS:
+        raise InputError(f'{where}: "{field}_finish_reason" must be stop or length')
+    # outer white space is no part of an answer, and would stand before the end token
+    return Answer(_text(record, field, where).strip(), reason)
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise InputError(f'{where}: the field "{field}" is missing')
+    if not isinstance(record[field], str):
+        raise InputError(f'{where}: the field "{field}" must be a text')
+    if not record[field].strip():
+        raise InputError(f'{where}: the field "{field}" is empty')
+    return str(record[field])
+
+
+def _check_splits(examples: Iterable[Example]) -> None:
+    """A prompt that is both learned from and judged by would make the result look better."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        other = first.setdefault(example.prompt.strip(), example)
+        if other.split != example.split:
+            raise InputError(
+                f"{example.source}: the prompt is in split {example.split}, and in split "
+                f"{other.split} in {other.source}: leave it in one of the two"
+            )
+
+
+# ---- token ids ----
+
+
+def encode_feedback(
+    data: FeedbackData, split: str, tokenizer: Tokenizer, max_length: int
+) -> tuple[FeedbackSequences, list[str]]:
+    """One split in token ids, and a warning for each text that had to be cut to `max_length`.
+
+    Every branch goes through the encoder of the demonstrations, so the prompt's ids stand at the
+    front of every sequence as the sampler would be given them. Raises InputError where a prompt
+    leaves no room.
+    """
+    warnings: list[str] = []
+
+    def encode(example: Example, answer: Answer | None) -> Sequence:
+        assert answer is not None  # `load_feedback_data` has seen to it
+        sequence, warning = encode_answer(example, answer, tokenizer, max_length)
+        warnings.extend([warning] if warning else [])
+        return sequence
+
+    in_scope, near_scope, out_of_scope = (data.examples(scope, split) for scope in SCOPES)
+    sequences = FeedbackSequences(
+        tuple((encode(e, e.revised), encode(e, e.baseline)) for e in in_scope),
+        tuple(encode(e, e.baseline) for e in near_scope),
+        tuple(encode(e, e.baseline) for e in out_of_scope),
+    )
+    return sequences, warnings
+
+
+def encode_answer(
+    example: Example, answer: Answer, tokenizer: Tokenizer, max_length: int
+) -> tuple[Sequence, str | None]:
+    """Token ids of an answer to a prompt, with an end token only where the answer had ended."""
+    messages = [{"role": "user", "content": example.prompt}]
+    demonstration = Demonstration(messages, answer.text, example.source)
+    sequence, warning = encode_demonstration(demonstration, tokenizer, max_length)
+    if answer.finish_reason == "length" and warning is None:
+        sequence = Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])
+    return sequence, warning
+
+
+# ---- prompts about nothing in particular ----
+
+
+def general_prompts(count: int, seed: int) -> list[str]:
+    """`count` of the general prompts that are shipped with the package, drawn without repetition.
+
+    Raises InputError if there are fewer.
+    """
+    with resources.as_file(resources.files("minialign") / "general_prompts.jsonl") as path:
+        prompts = [_text(record, "prompt", path.name) for _, record in read_jsonl(path)]
+    if count > len(prompts):
+        raise InputError(f"there are {len(prompts)} general prompts, not {count}: ask for fewer")
+    return random.Random(f"{seed}/general_prompts").sample(prompts, count)
