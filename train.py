@@ -1,40 +1,64 @@
-"""Teach a language model one person's way of writing.
+"""Teach a language model one person's way of writing, or one sentence of feedback.
 
 python train.py --method ditto --demos emails.jsonl
+python train.py --method c3po --data examples/c3po/cheers
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import LAPTOP, DittoConfig, TrainOptions
+from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES, TrainOptions
 
 if TYPE_CHECKING:
+    from minialign.feedback_job import FeedbackJob
     from minialign.job import Job
     from minialign.model import CausalLM
     from minialign.run import Run
 
 
 def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
-    """The options, and the knobs that were given."""
+    """The options, and the knobs that were given: which there are depends on the method."""
     parser = OneLineParser("train.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     add_flags(parser, TrainOptions, "options [default]", TrainOptions())
-    add_flags(
-        parser, DittoConfig, "knobs [laptop recipe]; --recipe paper has the sources' values", LAPTOP
-    )
+    recipes = C3PO_RECIPES if learns_from_feedback(arguments) else RECIPES
+    title = "knobs [laptop recipe]; --recipe paper has the sources' values"
+    if recipes is RECIPES:
+        title += "; --method c3po --help has C3PO's knobs"
+    add_flags(parser, type(recipes["laptop"]), title, recipes["laptop"])
     given = vars(parser.parse_args(arguments))
     names = TrainOptions.__dataclass_fields__
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
     return options, {k: v for k, v in given.items() if k not in names}
 
 
+def learns_from_feedback(arguments: list[str]) -> bool:
+    """Told before the flags are parsed, and of a run that is to go on by its record."""
+    peek = OneLineParser("train.py", add_help=False, allow_abbrev=False)
+    for name in ("--method", "--data", "--demos", "--resume"):
+        peek.add_argument(name, default="")
+    seen, _ = peek.parse_known_args(arguments)
+    if seen.resume:
+        from minialign.runs import read_run_record
+
+        return bool(read_run_record(seen.resume)["options"].get("data"))
+    return bool(seen.data) or seen.method in set(FEEDBACK_METHODS) - {"sft"}
+
+
 def main() -> None:
-    options, knobs = parse(sys.argv[1:])
+    arguments = sys.argv[1:]
+    options, knobs = parse(arguments)
+    if learns_from_feedback(arguments):
+        from minialign.feedback_job import prepare_feedback
+
+        train_from_feedback(prepare_feedback(options, knobs))
+        return
     from minialign.job import inspect, prepare  # heavy imports come after parsing
 
     job = prepare(options, knobs)
@@ -45,47 +69,92 @@ def main() -> None:
 
 
 def train(job: Job) -> None:
+    """DITTO, SPIN or SFT, from demonstrations."""
     import torch
 
-    from minialign.evaluation.report import write_report
     from minialign.lora import active_adapter, apply_lora, save_adapter
     from minialign.methods.ditto import train_ditto
     from minialign.methods.sft import ADAPTER as SFT
     from minialign.methods.sft import train_sft
     from minialign.methods.spin import train_spin
     from minialign.plan import Speed, describe
-    from minialign.run import Interrupted
+
+    model = load_model(job)
+    apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
+    print("timing a few steps ...", file=sys.stderr, flush=True)  # all refusals come before this
+    print(describe(model, job, Speed.measured(model, job)), flush=True)
+    before = answer(model, job, None)
+    methods = {"sft": train_sft, "ditto": train_ditto, "spin": train_spin}
+    with going(job) as run:
+        methods[job.options.method](model, job.train, job.config, run, job.held_out)
+    if active_adapter(model) != SFT:
+        save_adapter(model, job.out / "adapter-sft", SFT)
+    finish(model, job, run, before)
+
+
+def train_from_feedback(job: FeedbackJob) -> None:
+    """C3PO, or one of its baselines, from a folder of feedback."""
+    import torch
+
+    from minialign.lora import apply_lora, load_adapter, train_only
+    from minialign.methods.c3po import ADAPTER, train_c3po
+    from minialign.plan import describe_feedback
+    from minialign.runs import adapter_folder
+
+    model = load_model(job)
+    seed = torch.Generator().manual_seed(job.options.seed)
+    if job.options.init_adapter:
+        load_adapter(model, adapter_folder(job.options.init_adapter), ADAPTER)
+        train_only(model, ADAPTER)
+    else:
+        apply_lora(model, job.config.lora, ADAPTER, seed)
+    print("timing a few steps ...", file=sys.stderr, flush=True)
+    print(describe_feedback(model, job), flush=True)
+    before = answer(model, job, None)
+    with going(job) as run:
+        train_c3po(model, job.train, job.config, run, job.held_out)
+    finish(model, job, run, before)
+
+
+def load_model(job: Job | FeedbackJob) -> CausalLM:
     from minialign.weights import load_for
 
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
     model.revision = job.options.revision or None
     model.set_activation_checkpointing(job.options.activation_checkpointing)
-    apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
-    print("timing a few steps ...", file=sys.stderr, flush=True)  # all refusals come before this
-    print(describe(model, job, Speed.measured(model, job)), flush=True)
-    before = answer(model, job, None)
+    return model
+
+
+@contextmanager
+def going(job: Job | FeedbackJob) -> Iterator[Run]:
+    """A run that can be interrupted: it saves, and says how to go on."""
+    from minialign.run import Interrupted
+
     run = open_run(job)
-    began = time.perf_counter()
     try:
         with run.catch_interrupts():
-            methods = {"sft": train_sft, "ditto": train_ditto, "spin": train_spin}
-            methods[job.options.method](model, job.train, job.config, run, job.held_out)
+            yield run
     except Interrupted:
         again = f"python train.py --resume {shlex.quote(str(job.out))}"
         print(f"saved; go on with: {again}", file=sys.stderr)
         sys.exit(130)
-    if active_adapter(model) != SFT:
-        save_adapter(model, job.out / "adapter-sft", SFT)
+
+
+def finish(model: CausalLM, job: Job | FeedbackJob, run: Run, before: str) -> None:
+    """Saves the result and shows what came of it."""
+    from minialign.evaluation.report import write_report
+    from minialign.lora import active_adapter, save_adapter
+
     save_adapter(model, job.out / "adapter", active_adapter(model))
     after = answer(model, job, active_adapter(model))
     run.write_preview(job.prompt[-1]["content"], before, after)
     run.finish()
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
-    print(f"done in {time.perf_counter() - began:.0f} s ({spent})\n")
+    print(f"done in {run.elapsed:.0f} s ({spent})\n")
     show(job, before, after, write_report(job.out))
 
 
-def open_run(job: Job) -> Run:
+def open_run(job: Job | FeedbackJob) -> Run:
     from minialign.run import Run
 
     options = job.options
@@ -99,7 +168,7 @@ def open_run(job: Job) -> Run:
     return run
 
 
-def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
+def answer(model: CausalLM, job: Job | FeedbackJob, adapter: str | None) -> str:
     """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
     from minialign.lora import reference_policy
     from minialign.sampler import generate
@@ -117,7 +186,7 @@ def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
     return group[0].text
 
 
-def show(job: Job, before: str, after: str, report: Path) -> None:
+def show(job: Job | FeedbackJob, before: str, after: str, report: Path) -> None:
     asked = job.prompt[-1]["content"]
     for title, text in (("prompt", asked), ("before", before), ("after", after)):
         print(f"--- {title} ---\n{text}\n")

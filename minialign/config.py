@@ -267,20 +267,45 @@ LAPTOP = DittoConfig(
 
 RECIPES = {"paper": PAPER, "laptop": LAPTOP}
 
+C3PO_PAPER = C3POConfig()
+
+# For a small model and dozens of prompts instead of hundreds: benchmarks/c3po.md.
+C3PO_LAPTOP = C3POConfig(
+    lora=LoRAConfig(rank=16, alpha=32.0, dropout=0.0, target_modules=EVERY_LINEAR),
+    epochs=3.0,
+    pairs_per_step=8,
+    learning_rate=3e-4,
+    max_length=512,
+)
+
+C3PO_RECIPES = {"paper": C3PO_PAPER, "laptop": C3PO_LAPTOP}
+
+# What each method changes in its recipe: the baselines of C3PO's Table 2 are settings of its loop.
+FEEDBACK_METHODS: dict[str, dict[str, Any]] = {
+    "c3po": {},
+    "dpo": {"lambda_out": 0.0, "lambda_near": 0.0},
+    "sft": {"in_scope_loss": "sft", "lambda_out": 0.0, "lambda_near": 0.0},
+    "sft-weighted": {"in_scope_loss": "sft"},
+}
+
 
 @dataclass(frozen=True)
 class TrainOptions:
     """What train.py needs besides the method's knobs."""
 
-    method: Literal["ditto", "sft", "spin"] = knob(
+    method: Literal["ditto", "sft", "spin", "c3po", "dpo", "sft-weighted"] = knob(
         "ditto",
-        "ditto: SFT, then rounds of sampling and DPO; sft: its first part alone; spin: self-play",
+        "from --demos: ditto (SFT, then rounds of sampling and DPO), sft (its first part alone), "
+        "spin (self-play); from --data: c3po, and its baselines dpo (no constraint), sft (revised "
+        "answers alone), sft-weighted (with the constraints)",
     )
     demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
     test: str = knob(
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
     )
-    out: str = knob("", "run folder; by default runs/NAME of --demos")
+    data: str = knob("", "a folder of feedback: feedback.json and a file of prompts a scope")
+    init_adapter: str = knob("", "go on from this run's or folder's adapter (with --data)")
+    out: str = knob("", "run folder; by default runs/NAME of --demos or --data")
     model: str = knob(
         "",
         "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct",

@@ -83,7 +83,13 @@ class Job:
 def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
     """Checks and encodes. Raises InputError for whatever a person can put right; writes nothing."""
     if options.resume:
-        options, knobs, recipe, base = _resumed(options, knobs)
+        options, record = interrupted_run(options, knobs)
+        recipe, base = record["recipe"], config_from_dict(DittoConfig, record["knobs"])
+        if _sha256(options.demos) != record["demos_sha256"]:
+            raise InputError(
+                f"{options.demos}: has changed since the run in {options.out} began: "
+                "start a new run"
+            )
     else:
         options = _with_default_paths(options)
         if not options.inspect:  # which writes nothing
@@ -186,10 +192,13 @@ def _with_sampling_length(config: DittoConfig, train: list[Sequence]) -> DittoCo
     )
 
 
-def _resumed(
+def interrupted_run(
     options: TrainOptions, knobs: dict[str, Any]
-) -> tuple[TrainOptions, dict[str, Any], str, DittoConfig]:
-    """The options and knobs of an interrupted run, exactly as they were."""
+) -> tuple[TrainOptions, dict[str, Any]]:
+    """The options of the run in `options.resume`, exactly as they were, and its record.
+
+    Raises InputError if there is nothing to go on with, or if anything else was given.
+    """
     plain = TrainOptions(resume=options.resume)
     given = [name for name in vars(plain) if getattr(options, name) != getattr(plain, name)]
     for name in [*given, *knobs]:
@@ -198,11 +207,6 @@ def _resumed(
     record = read_run_record(options.resume)
     check_unfinished(Path(options.resume))
     before = config_from_dict(TrainOptions, record["options"])
-    demos_hash = _sha256(before.demos)
-    if demos_hash != record["demos_sha256"]:
-        raise InputError(
-            f"{before.demos}: has changed since the run in {options.resume} began: start a new run"
-        )
     again = dataclasses.replace(
         before,
         resume=options.resume,
@@ -211,7 +215,7 @@ def _resumed(
         device=record["device"],
         dtype=record["dtype"],
     )
-    return again, {}, record["recipe"], config_from_dict(DittoConfig, record["knobs"])
+    return again, record
 
 
 def _sha256(path: str) -> str:

@@ -179,6 +179,11 @@ def apply_lora(
                 linear = LoRALinear(linear)
                 setattr(parent, target, linear)
             linear.add(name, config, generator)
+    train_only(model, name)
+
+
+def train_only(model: nn.Module, name: str) -> None:
+    """Makes an adapter active, and alone trainable."""
     set_adapter(model, name)
     model.requires_grad_(False)
     for parameter in adapter_parameters(model, name):
@@ -249,10 +254,7 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
             layer.configs[target] = layer.configs[source]
             layer.lora_A[target] = nn.Parameter(layer.lora_A[source].detach().clone())
             layer.lora_B[target] = nn.Parameter(layer.lora_B[source].detach().clone())
-    model.requires_grad_(False)
-    for parameter in adapter_parameters(model, target):
-        parameter.requires_grad_(True)
-    set_adapter(model, target)
+    train_only(model, target)
 
 
 @torch.no_grad()

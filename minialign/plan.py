@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
-from minialign.config import DittoConfig, LoRAConfig, SamplingConfig
+from minialign.config import DittoConfig, LoRAConfig, SamplingConfig, TrainOptions
 from minialign.data import Sequence
+from minialign.feedback_job import FeedbackJob
 from minialign.fused import CHUNK_BYTES
 from minialign.job import Job
 from minialign.lora import lora_layers, trainable_parameters
@@ -54,7 +55,7 @@ class Speed:
     def measured(cls, model: CausalLM, job: Job) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
         rows = min(job.config.sampling.max_rows, len(job.train) * job.config.samples_per_prompt)
-        writes = job.options.method == "ditto"
+        writes = job.options.method != "sft"
         sampling = _sampling_speed(model, job.train[0], rows) if writes else float("inf")
         return cls(_training_speed(model, job.train), sampling)
 
@@ -131,7 +132,7 @@ def _tokens_in_flight(job: Job) -> int:
     """A micro-batch, or one prompt's texts where they are more: a prompt group is never cut."""
     groups = by_prompt(job.train, lambda sequence: sequence).values()
     largest = max(sum(map(len, group)) for group in groups)
-    if job.options.method == "ditto":
+    if job.options.method != "sft":
         share = max(map(len, groups)) / len(job.train)  # of the demonstrations, so of the pairs
         pairs = math.ceil(job.config.pairs_per_step * share)
         largest += pairs * job.config.sampling.max_new_tokens
@@ -159,10 +160,10 @@ def activation_bytes(
 
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     """The first lines of a run: what will happen to what, and what it costs."""
-    work = Work.of(job.config, job.train, job.options.method == "ditto")
+    work = Work.of(job.config, job.train, job.options.method != "sft")
     rows = [*_subject(model, job), *_stages(job)]
     tokens = f"{work.sft:,} tokens of SFT"
-    if job.options.method == "ditto":
+    if job.options.method != "sft":
         tokens += f", at most {work.sampled:,} written and {work.preferences:,} compared"
     seconds, gigabytes = _duration(speed.seconds(work)), memory_bytes(model, job) / 1e9
     rows += [
@@ -174,17 +175,25 @@ def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     return "\n".join(f"{name:>12}  {text}" for name, text in rows)
 
 
-def _subject(model: CausalLM, job: Job) -> list[tuple[str, str]]:
-    """What is trained, and on what."""
+def _model_rows(
+    model: CausalLM, options: TrainOptions, recipe: str, lora: LoRAConfig
+) -> list[tuple[str, str]]:
+    """What is trained."""
     trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
     total = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    dtype = str(model.dtype).removeprefix("torch.")
-    lora, tokens = job.config.lora, sum(map(len, job.train))
-    targets = ", ".join(lora.target_modules)
+    dtype, targets = str(model.dtype).removeprefix("torch."), ", ".join(lora.target_modules)
     return [
-        ("model", f"{job.options.model}: {total / 1e6:,.0f} M parameters, {dtype} on {job.device}"),
-        ("recipe", f"{job.recipe}, method {job.options.method}, seed {job.options.seed}"),
+        ("model", f"{options.model}: {total / 1e6:,.0f} M parameters, {dtype} on {model.device}"),
+        ("recipe", f"{recipe}, method {options.method}, seed {options.seed}"),
         ("trained", f"{trainable / 1e6:.1f} M parameters: LoRA rank {lora.rank} on {targets}"),
+    ]
+
+
+def _subject(model: CausalLM, job: Job) -> list[tuple[str, str]]:
+    """What is trained, and on what."""
+    tokens = sum(map(len, job.train))
+    return [
+        *_model_rows(model, job.options, job.recipe, job.config.lora),
         ("learns from", f"{len(job.train)} demonstrations, {tokens:,} tokens: {job.options.demos}"),
         ("judged by", f"{len(job.held_out)} held-out demonstrations: {job.options.test}")
         if job.held_out
@@ -202,11 +211,14 @@ def _stages(job: Job) -> list[tuple[str, str]]:
             f"until the loss is {sft.stop_loss:g}",
         )
     ]
-    if job.options.method == "ditto":
+    if job.options.method != "sft":
         answers = len(job.train) * config.samples_per_prompt
         new = config.sampling.max_new_tokens
         stages += [
-            ("DITTO", f"{config.rounds} rounds of {answers} answers of at most {new} tokens;"),
+            (
+                job.options.method.upper(),
+                f"{config.rounds} rounds of {answers} answers of at most {new} tokens;",
+            ),
             (
                 "",
                 f"{config.max_steps} steps of {config.pairs_per_step} comparisons, "
@@ -214,6 +226,48 @@ def _stages(job: Job) -> list[tuple[str, str]]:
             ),
         ]
     return stages
+
+
+def describe_feedback(model: CausalLM, job: FeedbackJob) -> str:
+    """The same for a run on feedback; times a small piece of the work."""
+    config, train = job.config, job.train
+    steps = config.steps(len(train.in_scope))
+    read = round(config.epochs * job.tokens)
+    texts = [sequence for pair in train.in_scope for sequence in pair]
+    seconds = (read + sum(map(len, texts)) / 3) / _training_speed(model, texts)
+    weights = (
+        f"{config.constraint} x {config.lambda_out:g} out of scope ({len(train.out_of_scope)} "
+        f"answers), x {config.lambda_near:g} near scope ({len(train.near_scope)})"
+    )
+    rows = [
+        *_model_rows(model, job.options, job.recipe, config.lora),
+        ("feedback", job.data.feedback),
+        ("in scope", f"{config.in_scope_loss} on {len(train.in_scope)} revised answers"),
+        ("kept", weights if config.lambda_out or config.lambda_near else "nothing: no constraint"),
+        (
+            "steps",
+            f"{steps} of {config.pairs_per_step} pairs, learning rate {config.learning_rate:g}, "
+            f"beta {config.beta:g}",
+        ),
+        ("needs", f"about {_duration(seconds)}, {_feedback_memory(model, job) / 1e9:.1f} GB"),
+        ("writes", f"{job.out}/"),
+        *(("warning", warning) for warning in job.warnings),
+    ]
+    return "\n".join(f"{name:>12}  {text}" for name, text in rows)
+
+
+def _feedback_memory(model: CausalLM, job: FeedbackJob) -> int:
+    """Weights, adapter with gradient and moments, and one micro-batch or pair."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    adapter = 4 * 4 * sum(p.numel() for p in trainable_parameters(model))
+    pairs = [
+        len(pair[0].prompt_ids) + sum(len(s.completion_ids) for s in pair)
+        for pair in job.train.in_scope
+    ]
+    tokens = max(job.options.micro_batch_tokens, *pairs)
+    mode = job.options.activation_checkpointing
+    kept = activation_bytes(model.config, job.config.lora, model.dtype.itemsize, tokens, mode)
+    return weights + adapter + kept + 2 * CHUNK_BYTES
 
 
 def _duration(seconds: float) -> str:

@@ -115,7 +115,7 @@ class Run:
         self._phases: dict[str, float] = {}  # by phase, since the last metrics line
         self._resumed: SavedState | None = None
         self._save: Callable[[], None] | None = None
-        self._saved_at = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
         self._bar: tqdm | None = None
 
     @classmethod
@@ -260,6 +260,11 @@ class Run:
             self.folder / "samples.jsonl",
             lambda path: path.write_text("".join(lines), encoding="utf-8"),
         )
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run was opened in this process."""
+        return time.monotonic() - self._began
 
     def write_preview(self, prompt: str, before: str, after: str) -> None:
         content = {"prompt": prompt, "before": before, "after": after}

@@ -176,12 +176,12 @@ class EndpointTeacher:
         timeout: float = 60.0,
         tries: int = 5,
     ) -> None:
-        require(bool(model.strip()), f"{url}: name the model that the endpoint is to use")
         for what, number in (("concurrency", concurrency), ("tries", tries)):
             require(number >= 1, f"{what} must be at least 1, not {number}")
         require(timeout > 0, f"timeout must be positive, not {timeout}")
         require(requests_per_minute >= 0, "requests_per_minute must not be negative")
         self.url, self.model = parse_url(url), model.strip()
+        require(bool(self.model), f"{self.url}: name the model that the endpoint is to use")
         self.name = f"{self.model} at {self.url}"
         self.key_env, self._key = key_env, _read_key(key_env)
         self.concurrency, self.timeout, self.tries = concurrency, timeout, tries
@@ -218,10 +218,10 @@ class EndpointTeacher:
         for index in (*range(len(asks)), *[None] * workers):
             waiting.put(index)
         _ = self._client  # imported and built once, before threads need it
-        for _ in range(workers):
-            # Daemons: after Ctrl-C nobody waits for requests that are still on their way.
-            threading.Thread(target=work, daemon=True).start()
         try:
+            for _ in range(workers):
+                # Daemons: after Ctrl-C nobody waits for requests that are still on their way.
+                threading.Thread(target=work, daemon=True).start()
             while len(answers) < len(asks):
                 hand_over()
         except KeyboardInterrupt:
@@ -363,7 +363,8 @@ def parse_url(url: str) -> str:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise InputError(f"{url}: not an address: write it like http://127.0.0.1:8080/v1")
+        shown = url.partition("?")[0].rpartition("@")[2]
+        raise InputError(f"{shown}: not an address: write it like http://127.0.0.1:8080/v1")
     if "@" in parts.netloc or parts.query or parts.fragment:
         where = f"{parts.scheme}://{host}"
         raise InputError(f"{where}: no user, password or query here; a key goes by the environment")

@@ -424,6 +424,23 @@ def test_a_short_piece_is_drawn_towards_everybody() -> None:
     assert np.all(np.abs(short) < 0.2 * np.abs(long)) and np.all(short * long > 0)
 
 
+def test_the_cap_stands_on_a_scale_from_shuffled_to_the_persons_order() -> None:
+    """A fifth of the pairs is known, as in the person's texts; 199 pairs against a prior of 20."""
+    words = [f"w{i}" for i in range(200)]
+    known = frozenset((words[i], words[i + 1]) for i in range(0, 199, 5))
+    form = style._WellFormed(known, order=0.2, loops=0.0, seed=0)
+    assert form.cap(" ".join(words)) == pytest.approx(style.CAP / 2, abs=0.2)
+    shuffled = random.Random(1).sample(words, 200)
+    assert form.cap(" ".join(shuffled)) == pytest.approx(style.CAP * (20 / 219 - 0.5), abs=0.6)
+    assert form.cap(" ".join(words[:4] * 50)) < -0.4 * style.CAP
+
+
+def test_tokens_are_words_marks_line_breaks_and_single_chinese_characters() -> None:
+    found = style._tokens("It’s John's, no?!! ...\n\n我们 42_x")
+    expected = ["it’s", "john's", ",", "no", "?", "!!", "...", "\n\n", "我", "们", "42_x"]
+    assert found == expected
+
+
 def test_a_blank_text_scores_below_a_real_one(judge: StyleJudge) -> None:
     blank = judge.scores(["", "  \n"])
     assert np.all(blank == blank[0])

@@ -438,7 +438,14 @@ def test_what_is_no_address_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://me:secret@a/v1", "http://a/v1?key=secret", "http://secret@a", "http://a/#secret"],
+    [
+        "http://me:secret@a/v1",
+        "http://a/v1?key=secret",
+        "http://secret@a",
+        "http://a/#secret",
+        "ftp://me:secret@a",
+        "a:8080?key=secret",
+    ],
 )
 def test_an_address_that_holds_a_secret_is_refused_without_showing_it(url: str) -> None:
     assert "secret" not in refusal(lambda: parse_url(url))

@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minialign.config import EvaluateOptions, SamplingConfig
+from minialign.checkpoints import find_checkpoint
+from minialign.config import EvaluateOptions, SamplingConfig, require
 from minialign.data import (
     Demonstration,
     Sequence,
@@ -30,8 +31,11 @@ from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     Answers,
     Contestant,
+    Entry,
     answers_from_file,
+    entries_of,
     held_out_sequences,
+    prompt_limit,
     write_answers,
 )
 from minialign.evaluation.held_out import drift, nats_per_token, reward_margins
@@ -56,17 +60,6 @@ from minialign.weights import load
 
 STYLE_ANSWERS = 4  # of the base model to each demonstration's prompt, which the style judge learns
 GENERAL_TOKENS = 96  # of an answer on which drift is measured
-RESERVED = ("base", "few-shot", "sft", "spin")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What a contestant needs before a model is loaded."""
-
-    name: str
-    adapter: Path | None = None  # a folder in PEFT's format
-    few_shot: bool = False
-    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,7 @@ class Contest:
     held_out: list[Demonstration]
     entries: list[Entry]
     others: list[str]
+    answers: dict[str, tuple[tuple[str, ...], ...]]  # of those that come with a file
 
     @property
     def prompts(self) -> list[str]:
@@ -97,23 +91,53 @@ class Results:
 
 def prepare_contest(folders: SequenceABC[Path], options: EvaluateOptions) -> Contest:
     """Raises InputError for whatever a person can put right; writes nothing."""
+    _check_options(options)
     records = [read_run_record(folder) for folder in folders]
     for folder, record in zip(folders, records, strict=True):
         adapter_folder(str(folder))  # refuses an unfinished run
-        if record["options"]["model"] != records[0]["options"]["model"]:
+        if _base_of(record) != _base_of(records[0]):
             raise InputError(
-                f"{folder}: was trained on {record['options']['model']}, {folders[0]} on "
-                f"{records[0]['options']['model']}: evaluate them one by one"
+                f"{folder}: was trained on {_base_of(record)}, {folders[0]} on "
+                f"{_base_of(records[0])}: evaluate them one by one"
             )
     learned = load_demonstrations(records[0]["options"]["demos"])
     held_out = _held_out(learned, records[0]["options"]["test"], options)
+    rivals = [Path(rival) for rival in options.against if (Path(rival) / "config.json").exists()]
+    for record in (*records[1:], *map(read_run_record, rivals)):
+        check_held_out(training_split(load_demonstrations(record["options"]["demos"])), held_out)
+    entries = entries_of(folders, records, options.against)
+    prompts = [d.prompt for d in held_out]
     return Contest(
         records[0],
         training_split(learned),
         held_out,
-        _entries(folders, records, options),
+        entries,
         _other_texts(options.others),
+        {e.name: answers_from_file(e.file, prompts) for e in entries if e.file},
     )
+
+
+def _check_options(options: EvaluateOptions) -> None:
+    """What would otherwise be refused only after everybody has answered."""
+    SamplingConfig(options.max_new_tokens, options.temperature)
+    general_prompts(options.general, options.seed)
+    asks = "model" in options.judges
+    require(
+        asks or not (options.judge_model or options.judge_url),
+        "--judge-model and --judge-url: nobody would ask this judge: add --judges style,model",
+    )
+    require(
+        bool(options.judge_model) or not asks,
+        "--judges model: name the model that judges: --judge-model, and --judge-url if it is "
+        "behind an address",
+    )
+    if asks and not options.judge_url:
+        find_checkpoint(options.judge_model)
+
+
+def _base_of(record: dict[str, Any]) -> str:
+    model, revision = record["options"]["model"], record["options"]["revision"]
+    return f"{model} at {revision}" if revision else str(model)
 
 
 def _held_out(
@@ -129,62 +153,15 @@ def _held_out(
     return held_out
 
 
-def _entries(
-    folders: SequenceABC[Path], records: list[dict[str, Any]], options: EvaluateOptions
-) -> list[Entry]:
-    """The rivals in the order of --against, then the runs themselves, each once."""
-    first = folders[0]
-    entries = [_rival(text, first) for text in options.against]
-    for folder, record in zip(folders, records, strict=True):
-        name = record["options"]["method"] if len(folders) == 1 else folder.name
-        entries.append(Entry(name, folder / "adapter"))
-    known: dict[str, Entry] = {}
-    for entry in entries:
-        known.setdefault(entry.name, entry)
-    if not known:
-        raise InputError("nobody to evaluate: give a run folder")
-    return list(known.values())
-
-
-def _rival(text: str, run: Path) -> Entry:
-    if text == "base":
-        return Entry("base")
-    if text == "few-shot":
-        return Entry("few-shot", few_shot=True)
-    if text == "sft":
-        warm = run / "adapter-sft"
-        return Entry("sft", warm if warm.exists() else run / "adapter")
-    if text == "spin":
-        return Entry("spin", _spin_of(run))
-    path = Path(text)
-    if path.is_dir():
-        return Entry(path.name, adapter_folder(text))
-    if path.is_file():
-        return Entry(path.stem, file=path)
-    raise InputError(
-        f"--against {text}: not one of {', '.join(RESERVED)}, nor a run folder or a file of answers"
-    )
-
-
-def _spin_of(run: Path) -> Path:
-    folder = run.with_name(run.name + "-spin")
-    if not (folder / "adapter").exists():
-        raise InputError(
-            f"--against spin: {folder} is not there: train it with the run's command and "
-            f"--method spin --out {folder}"
-        )
-    return folder / "adapter"
-
-
 def _other_texts(file: str) -> list[str]:
     """Other people's texts: the given file's, else a few that come with minialign."""
     if not file:
         source = resources.files("minialign.evaluation").joinpath("other_voices.jsonl")
         with resources.as_file(source) as path:
             return [record["text"] for _, record in read_jsonl(path)]
-    if all("text" in record for _, record in read_jsonl(file)):
-        return [str(record["text"]) for _, record in read_jsonl(file)]
-    return [d.completion for d in load_demonstrations(file)]
+    texts = [record.get("text") for _, record in read_jsonl(file)]
+    found = [text for text in texts if isinstance(text, str) and text.strip()]
+    return found if len(found) == len(texts) else [d.completion for d in load_demonstrations(file)]
 
 
 # ---- with the model ----
@@ -192,13 +169,14 @@ def _other_texts(file: str) -> list[str]:
 
 def hold_contest(contest: Contest, options: EvaluateOptions, cache: Path) -> Results:
     """Loads the model, lets everybody answer, and judges; `cache` keeps a model judge's answers."""
-    teacher = _endpoint(options)
+    teacher = _endpoint(options, cache)
     model, tokenizer, contestants = _load(contest, options)
     limit = min(contest.record["knobs"]["max_length"], model.config.max_position_embeddings)
     held_out = [encode_demonstration(d, tokenizer, limit)[0] for d in contest.held_out]
     longest = max(len(sequence.completion_ids) for sequence in held_out)
     new = options.max_new_tokens or longest + longest // 4
     sampling = SamplingConfig(new, options.temperature)
+    limit = prompt_limit(model, sampling, longest)
     answers = write_answers(
         model,
         tokenizer,
@@ -208,8 +186,9 @@ def hold_contest(contest: Contest, options: EvaluateOptions, cache: Path) -> Res
         sampling,
         seed=options.seed,
         progress=_writing,
+        longest=longest,
     )
-    figures = _figures(model, tokenizer, contest, contestants, held_out, answers, sampling, options)
+    figures = _figures(model, tokenizer, contest, contestants, held_out, answers, limit, options)
     judgements = _judge(model, tokenizer, contest, answers, sampling, options, teacher, cache)
     tokens = sum(len(sequence.completion_ids) for sequence in held_out)
     return Results(figures, answers, judgements, tokens)
@@ -226,15 +205,17 @@ def _load(
         device=options.device,
     )
     contestants = []
-    for entry in contest.entries:
-        if entry.adapter is not None:
-            load_adapter(model, entry.adapter, entry.name)
+    for place, entry in enumerate(contest.entries):
+        # A folder may have a name that no adapter can have, such as one with a dot.
+        adapter = f"contestant_{place}" if entry.adapter else None
+        if entry.adapter and adapter:
+            load_adapter(model, entry.adapter, adapter)
         contestants.append(
             Contestant(
                 entry.name,
-                entry.name if entry.adapter else None,
+                adapter,
                 tuple(contest.learned) if entry.few_shot else (),
-                answers_from_file(entry.file, contest.prompts) if entry.file else (),
+                contest.answers.get(entry.name, ()),
             )
         )
     return model, tokenizer, contestants
@@ -247,7 +228,7 @@ def _figures(
     contestants: list[Contestant],
     held_out: list[Sequence],
     answers: dict[str, Answers],
-    sampling: SamplingConfig,
+    limit: int,
     options: EvaluateOptions,
 ) -> dict[str, dict[str, Any]]:
     """All that is measured without a judge; None where a figure does not apply."""
@@ -262,7 +243,6 @@ def _figures(
         max_tokens=options.micro_batch_tokens,
     )
     ordinary = _ordinary_answers(model, tokenizer, options) if options.general else []
-    limit = model.config.max_position_embeddings - sampling.max_new_tokens
     prompts = [d.messages for d in contest.held_out]
     found = {}
     for contestant in contestants:
@@ -273,12 +253,14 @@ def _figures(
             nats = nats_per_token(model, contestant.adapter, texts, options.micro_batch_tokens)
         if contestant.is_policy and ordinary:
             drifted = drift(model, contestant.adapter, ordinary, options.micro_batch_tokens)
-        own = margins.get(name, {})
+        # The base's own are 0 by definition, and a text from elsewhere has no known end.
+        own = margins[name] if contestant.adapter else {}
+        shown = dataclasses.asdict(text_figures(answers[name], learned))
         found[name] = {
             "nats_per_token": nats,
             "margins": {rival: float(margin.mean()) for rival, margin in own.items()},
             "positive": {rival: float((m > 0).float().mean()) for rival, m in own.items()},
-            **dataclasses.asdict(text_figures(answers[name], learned)),
+            **(shown | {"stops": None} if contestant.answers else shown),
             "drift": drifted,
         }
     return found
@@ -332,12 +314,12 @@ def _judge(
         judge = _style_judge(model, tokenizer, contest, sampling, options)
         found.append(judge_by_style(judge, texts, options.seed))
     if "model" in options.judges:
-        cached = Cached(teacher or _local(options), cache)
+        asked = teacher or Cached(_local(options), cache)
         total = 2 * comparisons_of(texts)
         with _bar("asking the judge", total, "question") as bar:
             found.append(
                 judge_by_model(
-                    ModelJudge(cached),
+                    ModelJudge(asked),
                     texts,
                     [d.completion for d in contest.held_out],
                     options.seed,
@@ -366,13 +348,14 @@ def _style_judge(
     return StyleJudge.fit(own, [base, contest.others], seed=options.seed)
 
 
-def _endpoint(options: EvaluateOptions) -> Teacher | None:
-    """Checked before anything long; None without an address."""
+def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
+    """Checked before anything long, its kept answers too; None without an address."""
     if not options.judge_url:
         return None
     teacher = EndpointTeacher(options.judge_url, options.judge_model)
+    cached = Cached(teacher, cache)
     teacher.check()
-    return teacher
+    return cached
 
 
 def _local(options: EvaluateOptions) -> Teacher:

@@ -1,5 +1,6 @@
 """Who answers the held-out prompts: the base model, few-shot prompting, adapters, a file of texts.
 
+Entries say who takes part, before a model is loaded; contestants are what a model makes of them.
 All of them answer the same prompts with the same random streams, through one sampler.
 """
 
@@ -9,17 +10,110 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minialign.config import SamplingConfig
 from minialign.data import Demonstration, Messages, Sequence, load_demonstrations
 from minialign.errors import InputError
 from minialign.lora import reference_policy
 from minialign.model import CausalLM
+from minialign.runs import adapter_folder
 from minialign.sampler import Completion, sample, with_text
 from minialign.tokenizer import Tokenizer
 
 Answers = list[list[Completion]]  # prompt -> answers, with their texts
 Progress = Callable[[str, int], Callable[[int, int, int], None]]
+RIVALS = ("base", "few-shot", "sft", "spin")
+
+
+# ---- before the model loads ----
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Who takes part, and where the weights or the answers lie."""
+
+    name: str
+    adapter: Path | None = None  # a folder in PEFT's format
+    few_shot: bool = False
+    file: Path | None = None  # of answers
+
+    @property
+    def source(self) -> Path | None:
+        return self.adapter or self.file
+
+    def is_same(self, other: Entry) -> bool:
+        places = [source.resolve() if (source := e.source) else None for e in (self, other)]
+        return places[0] == places[1] and self.few_shot == other.few_shot
+
+
+def entries_of(
+    folders: SequenceABC[Path], records: SequenceABC[dict[str, Any]], against: SequenceABC[str]
+) -> list[Entry]:
+    """The rivals in the order of --against, then the runs: the last one is who is asked about.
+
+    A run that is a rival too stands among the runs. Raises InputError for a rival that is unknown
+    or not there, and where two different ones would go by one name.
+    """
+    rivals = [_rival(text, folders[0], records[0]["options"]["method"]) for text in against]
+    if len(folders) == 1:
+        runs = [Entry(records[0]["options"]["method"], folders[0] / "adapter")]
+    else:
+        runs = [Entry(folder.resolve().name, folder / "adapter") for folder in folders]
+    known: dict[str, Entry] = {}
+    for entry in (*rivals, *runs):
+        if entry.name == "base" and entry.source:
+            raise InputError(
+                f"{entry.source}: only the base model itself is called base: rename this"
+            )
+        other = known.pop(entry.name, entry)
+        if not entry.is_same(other):
+            raise InputError(
+                f"{other.source or other.name} and {entry.source} would both be called "
+                f"{entry.name}: rename one, or leave it out"
+            )
+        known[entry.name] = entry
+    return list(known.values())
+
+
+def _rival(text: str, run: Path, method: str) -> Entry:
+    """`run` and `method` are the first run's, whose SFT and SPIN are meant."""
+    if text == "base":
+        return Entry("base")
+    if text == "few-shot":
+        return Entry("few-shot", few_shot=True)
+    if text == "sft":
+        return Entry("sft", run / "adapter" if method == "sft" else _sft_of(run))
+    if text == "spin":
+        return Entry("spin", run / "adapter" if method == "spin" else _spin_of(run))
+    path = Path(text)
+    if path.is_dir():
+        return Entry(path.resolve().name, adapter_folder(text))
+    if path.is_file():
+        return Entry(path.stem, file=path)
+    raise InputError(
+        f"--against {text}: not one of {', '.join(RIVALS)}, nor a run folder or a file of answers"
+    )
+
+
+def _sft_of(run: Path) -> Path:
+    if not (run / "adapter-sft").exists():
+        raise InputError(f"--against sft: {run / 'adapter-sft'} is not there: leave sft out")
+    return run / "adapter-sft"
+
+
+def _spin_of(run: Path) -> Path:
+    run = run if run.name else run.resolve()  # "." has no name to put -spin behind
+    folder = run.with_name(run.name + "-spin")
+    if not (folder / "adapter").exists():
+        raise InputError(
+            f"--against spin: {folder} is not there: train it with the run's command and "
+            f"--method spin --out {folder}"
+        )
+    return folder / "adapter"
+
+
+# ---- with the model ----
 
 
 @dataclass(frozen=True)
@@ -50,8 +144,8 @@ def few_shot_messages(
         if len(tokenizer.encode_prompt(together)) <= limit:
             return together
     raise InputError(
-        f"few-shot: not one demonstration fits into a prompt of {limit} tokens: leave it out of "
-        "--against"
+        f"few-shot: not one demonstration fits into a prompt of {max(0, limit)} tokens, which is "
+        "what the context leaves (--max-new-tokens): leave few-shot out of --against"
     )
 
 
@@ -93,22 +187,31 @@ def write_answers(
     *,
     seed: int,
     progress: Progress,
+    longest: int = 0,
 ) -> dict[str, Answers]:
-    """Every contestant's n answers to every prompt (a file's as many as it has)."""
-    limit = model.config.max_position_embeddings - sampling.max_new_tokens
-    written: dict[str, Answers] = {}
-    for contestant in contestants:
+    """Every contestant's n answers to every prompt (a file's as many as it has).
+
+    `longest` are the tokens of the longest text that is to be scored behind the same prompts.
+    Raises InputError, before anything is written, where few-shot's prompts do not fit.
+    """
+    limit = prompt_limit(model, sampling, longest)
+    asked = {c.name: prompt_ids(c, prompts, tokenizer, limit) for c in contestants}
+
+    def written(contestant: Contestant) -> Answers:
         if contestant.answers:
-            written[contestant.name] = [
-                [_foreign(text, tokenizer) for text in group] for group in contestant.answers
-            ]
-            continue
-        ids = prompt_ids(contestant, prompts, tokenizer, limit)
+            return [[_foreign(text, tokenizer) for text in group] for group in contestant.answers]
+        ids = asked[contestant.name]
         on_token = progress(contestant.name, len(ids) * n)
         with reference_policy(model, contestant.adapter):
             groups = sample(model, ids, n, sampling, seed=seed, on_token=on_token)
-        written[contestant.name] = [[with_text(c, tokenizer) for c in group] for group in groups]
-    return written
+        return [[with_text(c, tokenizer) for c in group] for group in groups]
+
+    return {contestant.name: written(contestant) for contestant in contestants}
+
+
+def prompt_limit(model: CausalLM, sampling: SamplingConfig, longest: int) -> int:
+    """The most tokens of a prompt that leaves room for an answer, and for a text of `longest`."""
+    return model.config.max_position_embeddings - max(sampling.max_new_tokens, longest)
 
 
 def _foreign(text: str, tokenizer: Tokenizer) -> Completion:

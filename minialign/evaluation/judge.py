@@ -141,8 +141,10 @@ class ModelJudge:
 
     def describe(self, report: JudgeReport | RatingReport) -> str:
         """One line for a person: who judged, how much was asked, and what it is worth."""
-        compared = isinstance(report, JudgeReport)
-        results = [verdict.share for verdict in report.verdicts] if compared else report.scores
+        if isinstance(report, JudgeReport):
+            results = [verdict.share for verdict in report.verdicts]
+        else:
+            results = report.scores
         usable = sum(result is not None for result in results)
         return (
             f"judge: {self.teacher.name}; {report.asked} questions on {len(results)} pairs in both "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import Any
 
@@ -55,7 +56,7 @@ def win_table(judgement: Judgement, asked: str) -> list[str]:
     """How often the last contestant wins, then everybody's mean."""
     lines = [f"win rates, judged by {judgement.name} ({judgement.note})"]
     if not judgement.can_judge:
-        return [*lines, "  no win rates: this judge cannot tell the person's texts from others"]
+        return [*lines, "  no win rates: this judge could not judge, see above"]
     for win in judgement.wins:
         if win.first == asked:
             rate = _rate(win.rate, win.low, win.high)
@@ -67,6 +68,8 @@ def win_table(judgement: Judgement, asked: str) -> list[str]:
 
 
 def _rate(rate: float, low: float, high: float) -> str:
+    if math.isnan(rate):
+        return "   -   (no usable verdict)"
     return f"{rate:4.0%}   (95 % interval {low:.0%} to {high:.0%})"
 
 
@@ -77,7 +80,9 @@ def side_by_side(contest: Contest, results: Results, prompts: int) -> str:
         columns = {"the person": demonstration.completion}
         columns |= {name: groups[place][0].text for name, groups in results.answers.items()}
         width = max(16, WIDTH // len(columns) - 2)
-        wrapped = [[title, "-" * width, *_wrap(text, width)] for title, text in columns.items()]
+        wrapped = [
+            [title[:width], "-" * width, *_wrap(text, width)] for title, text in columns.items()
+        ]
         height = max(map(len, wrapped))
         lines = [
             "  ".join(f"{(c[i] if i < len(c) else ''):{width}}" for c in wrapped).rstrip()
