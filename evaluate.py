@@ -1,4 +1,4 @@
-"""Does it write like them now? Lets a run and its rivals answer unseen prompts, and judges.
+"""What did it learn? Lets a run and its rivals answer unseen prompts, and judges.
 
 python evaluate.py runs/emails
 python evaluate.py runs/emails --against base,few-shot,sft,spin --test more_emails.jsonl
@@ -13,56 +13,89 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import EvaluateOptions
+from minialign.config import FEEDBACK_EVALUATION, EvaluateOptions
 from minialign.errors import InputError
 
 if TYPE_CHECKING:
     from minialign.evaluation.contest import Contest, Results
 
 
-def parse(arguments: list[str]) -> tuple[list[Path], EvaluateOptions]:
+def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
+    """The run folders, and the flags that were given."""
     parser = OneLineParser("evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders", metavar="RUN")
     add_flags(parser, EvaluateOptions, "options [default]", EvaluateOptions())
     given = vars(parser.parse_args(arguments))
-    return given.pop("runs"), config_from_flags(EvaluateOptions(), given)
+    return given.pop("runs"), given
 
 
 def main() -> None:
-    folders, options = parse(sys.argv[1:])
+    folders, given = parse(sys.argv[1:])
+    options = config_from_flags(EvaluateOptions(), given)
     if options.compare:
         compare(folders)
         return
+    from minialign.runs import learned_from_feedback
+
+    if learned_from_feedback(folders[0]):
+        evaluate_feedback(folders, config_from_flags(FEEDBACK_EVALUATION, given))
+    else:
+        evaluate_voice(folders, options)
+
+
+def evaluate_voice(folders: list[Path], options: EvaluateOptions) -> None:
+    """Runs that learned from demonstrations."""
     from minialign.evaluation.contest import hold_contest, prepare_contest
     from minialign.evaluation.report import write_report
     from minialign.evaluation.tables import contest_table, side_by_side
 
     contest = prepare_contest(folders, options)
+    check_writable(folders[0])
     results = hold_contest(contest, options, folders[0] / "judge.jsonl")
     print(contest_table(contest, results))
     print(side_by_side(contest, results, options.show))
-    file = folders[0] / "evaluation.json"
-    write(file, contest, results, options)
+    file = write(folders[0], voice_content(contest, results), options)
     print(f"\nall answers and figures: {file}\non one page: {write_report(folders[0])}")
+
+
+def evaluate_feedback(folders: list[Path], options: EvaluateOptions) -> None:
+    """Runs that learned from a sentence of feedback."""
+    from minialign.evaluation.feedback_contest import (
+        feedback_content,
+        feedback_table,
+        hold_feedback_contest,
+        prepare_feedback_contest,
+    )
+    from minialign.evaluation.report import write_report
+
+    contest = prepare_feedback_contest(folders, options)
+    check_writable(folders[0])
+    results = hold_feedback_contest(contest, options, folders[0] / "judge.jsonl")
+    print(feedback_table(contest, results))
+    file = write(folders[0], feedback_content(contest, results), options)
+    print(f"\nall answers and figures: {file}\non one page: {write_report(folders[0])}")
+
+
+def check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to: evaluate a copy that can")
 
 
 def compare(folders: list[Path]) -> None:
     from minialign.evaluation.report import write_comparison
 
-    parents = {folder.absolute().parent for folder in folders}
+    parents = {folder.resolve().parent for folder in folders}
     if len(parents) > 1:
         raise InputError("--compare: the runs lie in different folders: move them into one")
     print(write_comparison(folders, folders[0].parent / "comparison.html"))
 
 
-def write(file: Path, contest: Contest, results: Results, options: EvaluateOptions) -> None:
-    """evaluation.json, whole or not at all; a share that is unknown is null."""
-    content = {
-        "command": f"python {shlex.join(sys.argv)}",
-        "options": dataclasses.asdict(options),
+def voice_content(contest: Contest, results: Results) -> dict[str, Any]:
+    """evaluation.json's own part: the prompts, everybody's figures and answers, the judges."""
+    return {
         "prompts": contest.prompts,
         "texts": [d.completion for d in contest.held_out],
         "contestants": {
@@ -77,10 +110,22 @@ def write(file: Path, contest: Contest, results: Results, options: EvaluateOptio
         },
         "judges": [dataclasses.asdict(judgement) for judgement in results.judgements],
     }
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, file)
+
+
+def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:
+    """evaluation.json, whole or not at all; a figure that is unknown is null."""
+    from minialign.state import replace_whole
+
+    file = folder / "evaluation.json"
+    command = {
+        "command": f"python {shlex.join(sys.argv)}",
+        "options": dataclasses.asdict(options),
+    }
+    text = json.dumps(
+        _without_nan(command | content), indent=2, ensure_ascii=False, allow_nan=False
+    )
+    replace_whole(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    return file
 
 
 def _without_nan(value: object) -> object:

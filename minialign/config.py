@@ -437,3 +437,7 @@ class EvaluateOptions:
             f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
         )
         SamplingConfig(self.max_new_tokens, self.temperature)  # checks the rest
+
+
+# C3PO's responses are sampled at .7 (arXiv 2402.10893, appendix), one to a prompt.
+FEEDBACK_EVALUATION = EvaluateOptions(n=1, temperature=0.7)

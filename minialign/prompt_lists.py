@@ -23,7 +23,7 @@ LABEL = re.compile(
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"(?:\(\d{1,3}\)|#?\d{1,3}\s?[.):](?!\d)|\[\d{1,3}\])\s*")
-BULLET = re.compile(r"(?:[-+–—•◦‣▪●·]\s*(?=\D)|\*\s+)")
+BULLET = re.compile(r"(?:[-+–—](?:\s+|(?=[^\W\d]|[\"“']))|[•◦‣▪●·]\s*|\*\s+)")
 REMARK = re.compile(
     r"(?:explanation|reason(?:ing)?|rationale|note|why|thoughts?|comment|feedback|response|answer|"
     r"output)s?\b[^:]{0,30}:",
@@ -76,15 +76,19 @@ def _marked(lines: list[str]) -> list[str]:
     entries: list[tuple[bool, str]] = []  # (numbered, text)
     is_open = False  # whether the next line may go on with the last entry
     for line in map(str.strip, lines):
-        numbered = NUMBER.match(line) or LABEL.match(line)
-        mark = numbered or BULLET.match(line)
-        if mark and not REMARK.match(line[mark.end() :]):
-            entries.append((bool(numbered), line[mark.end() :]))
+        number = NUMBER.match(line) or LABEL.match(line)
+        mark = number or BULLET.match(line)
+        rest = line[mark.end() :] if mark else line
+        if not line:
+            is_open = is_open and not entries[-1][1]  # "1." may stand in a line of its own
+        elif REMARK.match(rest) or (_is_heading(line) and not mark):
+            is_open = False
+        elif mark:
+            entries.append((number is not None, rest))
             is_open = True
-        elif not line or mark or REMARK.match(line) or _is_heading(line):
-            is_open = is_open and not line and not entries[-1][1]  # "1." may stand in its own line
         elif is_open:
-            entries[-1] = (entries[-1][0], f"{entries[-1][1]} {line}".strip())
+            numbered, text = entries[-1]
+            entries[-1] = (numbered, f"{text} {line}".strip())
     if not any(numbered for numbered, _ in entries):
         return [text for _, text in entries]
     found: list[str] = []
@@ -148,7 +152,7 @@ def after_label(text: str, label: str) -> str | None:
     ' 1. Why?'
     """
     spelled = r"[\s_-]*".join(map(re.escape, label.split()))
-    line = rf"^[^\w\n]*{spelled}\b[^\w\n:]*(?::[*_]*|$)"
+    line = rf"^[^\w\n]*{spelled}\b(?:\s*\([^()\n]*\))?[^\w\n:]*(?::[*_]*|$)"
     found = re.search(line, text, re.IGNORECASE | re.MULTILINE)
     return text[found.end() :] if found and text[found.end() :].strip() else None
 
@@ -186,15 +190,16 @@ def words(text: str) -> list[str]:
 class Distinct:
     """Prompts of which no two are nearly the same, whatever their case and punctuation."""
 
-    def __init__(self) -> None:
+    def __init__(self, shortest: int = MIN_WORDS, longest: int = MAX_WORDS) -> None:
+        self.shortest, self.longest = shortest, longest  # in words
         self._known: list[frozenset[str]] = []
         self._spelled: set[tuple[str, ...]] = set()
 
     def reason_against(self, prompt: str) -> str | None:
         """Why a prompt is of no use. One that is of use is known from now on."""
         spelled = tuple(words(prompt))
-        if not MIN_WORDS <= len(spelled) <= MAX_WORDS:
-            return "too short" if len(spelled) < MIN_WORDS else "too long"
+        if not self.shortest <= len(spelled) <= self.longest:
+            return "too short" if len(spelled) < self.shortest else "too long"
         bag = frozenset(spelled)
         if spelled in self._spelled or any(_alike(bag, other) for other in self._known):
             return "duplicate"

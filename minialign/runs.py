@@ -20,6 +20,11 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def learned_from_feedback(folder: str | Path) -> bool:
+    """Whether a run was trained on a folder of feedback; else it was on demonstrations."""
+    return bool(read_run_record(folder)["options"].get("data"))
+
+
 def adapter_folder(path: str) -> Path:
     """The adapter that a person means: a run's result, or the folder itself.
 

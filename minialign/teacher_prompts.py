@@ -28,12 +28,7 @@ Say in two short lines when the feedback applies, and what it asks for.
 - {DOMAIN}: the kind of request that it is about, as a noun phrase of at most ten words.
 - {EFFECT}: what a response that follows it does, beginning with a verb.
 
-For example, the feedback "Never use exclamation marks when you write to my landlord" gives
-
-{DOMAIN}: messages to my landlord
-{EFFECT}: contain no exclamation marks
-
-Write these two lines and nothing else."""
+Write these two lines, each beginning with its label, and nothing else."""
 
 
 def categories(domain: str, count: int) -> str:

@@ -419,7 +419,7 @@ def test_sample_refuses(workplace: Path, case: str) -> None:
 # ---- evaluate.py ----
 
 EVALUATE: dict[str, tuple[Prepare, list[str], list[str]]] = {
-    "no run": (nothing, [], ["run", "--help"]),
+    "no run": (nothing, [], ["RUN", "--help"]),
     "not a run": (nothing, ["toy"], ["toy: not a run folder"]),
     "not even a folder": (nothing, ["none"], ["none: not a run folder"]),
     "a broken config.json": (

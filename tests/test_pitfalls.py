@@ -42,7 +42,8 @@ from minialign.data import (
     load_demonstrations,
 )
 from minialign.errors import InputError
-from minialign.evaluation.held_out import evaluate_held_out
+from minialign.evaluation.contestants import Contestant, write_answers
+from minialign.evaluation.held_out import nats_per_token, reward_margins
 from minialign.fused import linear_logps
 from minialign.job import check_held_out
 from minialign.lora import (
@@ -592,26 +593,37 @@ def test_g19_base_sft_and_ditto_are_measured_side_by_side(tmp_path: Path) -> Non
     model = small_training(tmp_path / "r", small_config(learning_rate=0.02)).model
     held_out = [encoded("something else"), encoded("so long")]
     contestants = {"base": None, "sft": "sft", "ditto": "ditto"}
-    results = evaluate_held_out(
+    prompts = [[{"role": "user", "content": "say hi"}]] * 2
+    answers = write_answers(
         model,
-        contestants,
-        held_out,
-        beta=0.1,
-        n=2,
-        sampling=SamplingConfig(6),
+        byte_tokenizer(),
+        [Contestant(name, adapter) for name, adapter in contestants.items()],
+        prompts,
+        2,
+        SamplingConfig(6),
         seed=0,
-        max_tokens=100,
+        progress=lambda *_: lambda *_: None,
     )
-    assert list(results) == ["base", "sft", "ditto"]
+    assert [len(group) for group in answers["ditto"]] == [2, 2]
+    written = {
+        rival: [
+            [Sequence(text.prompt_ids, c.ids) for c in group]
+            for text, group in zip(held_out, answers[rival], strict=True)
+        ]
+        for rival in ("base", "sft")
+    }
+    margins = reward_margins(model, contestants, held_out, written, beta=0.1, max_tokens=100)
     tokens = sum(len(s.completion_ids) for s in held_out)
+    found = {}
     for name, adapter in contestants.items():
+        found[name] = nats_per_token(model, adapter, held_out, 100)
         set_adapter(model, adapter)
         nats = -score(model, held_out).sum().item() / tokens
-        assert results[name].nats_per_token == pytest.approx(nats, rel=1e-5)
-        assert set(results[name].margins) == {"base", "sft"}  # against the answers of both rivals
-        assert [len(group) for group in results[name].answers] == [2, 2]
-    assert results["base"].margins == {"base": 0.0, "sft": 0.0}
-    assert len({r.nats_per_token for r in results.values()}) == 3
+        assert found[name] == pytest.approx(nats, rel=1e-5)
+        assert set(margins[name]) == {"base", "sft"}  # against the answers of both rivals
+    assert not any(margin.any() for margin in margins["base"].values())
+    assert margins["ditto"]["sft"].any()
+    assert len(set(found.values())) == 3
 
 
 def test_g20_no_autocast_and_no_device_by_name_outside_device_selection() -> None:

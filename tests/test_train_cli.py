@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shlex
@@ -45,6 +46,7 @@ from minialign.tokenizer import Tokenizer
 
 PROMPT = 'Say "no" to Sam\'s $HOME bill.'  # what a shell must not touch
 INPUTS = ("--demos", "demos.jsonl", "--model", "toy")
+SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_seconds(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in metrics(folder)]
+    """What two runs with the same seed have in common: not their time, nor their memory."""
+    machine = ("seconds", "peak_bytes")
+    return [{k: v for k, v in line.items() if k not in machine} for line in metrics(folder)]
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -86,6 +90,7 @@ def results(folder: Path) -> dict[str, Any]:
         "samples": (folder / "samples.jsonl").read_bytes(),
         "adapter": weights(folder / "adapter"),
         "adapter-sft": weights(folder / "adapter-sft"),
+        "preview": (folder / "preview.json").read_bytes(),
     }
 
 
@@ -96,7 +101,7 @@ def weights(folder: Path) -> bytes:
 
 
 def before_and_after(text: str) -> tuple[str, str]:
-    pattern = r"--- before ---\n(.*)\n\n--- after ---\n(.*)\n\nnext: "
+    pattern = r"--- before ---\n(.*)\n\n--- after ---\n(.*)\n\nall of it on one page: "
     match = re.search(pattern, text, re.DOTALL)
     assert match, text
     return match[1], match[2]
@@ -113,6 +118,7 @@ def test_a_run_succeeds_and_only_says_on_stderr_that_it_loads(finished: Finished
 def test_the_run_folder_holds_the_record_and_both_adapters(finished: Finished) -> None:
     assert set(tree(finished.folder)) == {
         *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft"),
+        *("preview.json", "report.html"),
         *(
             f"{folder}/{name}"
             for folder in ("adapter", "adapter-sft")
@@ -150,7 +156,8 @@ def test_the_plan_comes_first_and_before_and_after_come_last(finished: Finished)
         *("work", "needs", "writes"),
     ]
     text = finished.process.stdout
-    parts = ["done in ", f"--- prompt ---\n{PROMPT}\n", "--- before ---", "--- after ---", "next: "]
+    parts = ["done in ", f"--- prompt ---\n{PROMPT}\n", "--- before ---", "--- after ---"]
+    parts += ["all of it on one page: runs/the first/report.html\n", "next: "]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     before, after = before_and_after(text)
@@ -165,6 +172,34 @@ def test_before_and_after_are_the_base_models_answer_and_the_results(finished: F
     load_adapter(model, finished.folder / "adapter")
     after = minialign.generate(model, tokenizer, [PROMPT], **options)
     assert before_and_after(finished.process.stdout) == (before[0][0].text, after[0][0].text)
+
+
+def test_the_preview_is_what_was_printed_and_stands_on_the_page(finished: Finished) -> None:
+    preview = json.loads((finished.folder / "preview.json").read_text(encoding="utf-8"))
+    printed = finished.process.stdout
+    assert preview["prompt"] == PROMPT
+    assert before_and_after(printed) == (preview["before"], preview["after"])
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    assert PROMPT in html.unescape(page)
+    assert "DITTO" in page and "Write to Sam." in page
+
+
+def test_the_command_in_the_record_makes_the_same_run(
+    workplace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    record = json.loads((finished.folder / "config.json").read_text(encoding="utf-8"))
+    python, script, *flags = shlex.split(record["command"])
+    assert (python, Path(script).name) == ("python", "train.py")
+    flags[flags.index("runs/the first")] = str(tmp_path / "again")
+    assert call(train, *flags, cwd=workplace).code == 0
+    assert results(tmp_path / "again") == results(finished.folder)
+
+
+def test_the_last_line_of_metrics_has_the_time_and_the_memory(finished: Finished) -> None:
+    last = metrics(finished.folder)[-1]
+    assert set(last) == {"stage", "seconds", "peak_bytes"}
+    assert set(last["seconds"]) >= {"train", "sample"}
+    assert all(10**7 < peak < 10**11 for peak in last["peak_bytes"].values())
 
 
 def test_the_plan_is_printed_before_training_begins(
@@ -213,7 +248,7 @@ def test_config_json_holds_every_knob_and_what_made_the_run(finished: Finished) 
 def test_sft_alone_leaves_one_adapter_and_no_samples(workplace: Path, tmp_path: Path) -> None:
     outcome = train_toy(workplace, "--method", "sft", "--out", tmp_path / "run")
     names = {name.split("/")[0] for name in tree(tmp_path / "run")}
-    assert names == {"config.json", "metrics.jsonl", "adapter"}
+    assert names == SFT_ALONE
     assert {line["stage"] for line in metrics(tmp_path / "run")} == {"sft", "done"}
     assert "DITTO" not in outcome.out
 
@@ -223,6 +258,34 @@ def test_sft_alone_is_the_first_part_of_ditto(
 ) -> None:
     train_toy(workplace, "--method", "sft", "--out", tmp_path / "run")
     assert weights(tmp_path / "run" / "adapter") == weights(finished.folder / "adapter-sft")
+
+
+def test_spin_runs_after_sft_and_leaves_what_ditto_leaves(
+    workplace: Path, finished: Finished, tmp_path: Path
+) -> None:
+    outcome = train_toy(workplace, "--method", "spin", "--out", tmp_path / "run")
+    names = {name.split("/")[0] for name in tree(tmp_path / "run")}
+    assert names == {name.split("/")[0] for name in tree(finished.folder)}
+    stages = [line["stage"] for line in metrics(tmp_path / "run") if "step" in line]
+    assert stages == ["sft"] * 6 + ["spin"] * 4
+    assert weights(tmp_path / "run" / "adapter-sft") == weights(finished.folder / "adapter-sft")
+    assert weights(tmp_path / "run" / "adapter") != weights(finished.folder / "adapter")
+    assert "method spin" in outcome.out and "SPIN  2 rounds of 6 answers" in outcome.out
+    assert "SPIN" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("when", [("sft", 3), ("spin", 2)])
+def test_an_interrupted_spin_run_ends_the_same(
+    workplace: Path, tmp_path: Path, press_at: Callable[..., None], when: tuple[str, int]
+) -> None:
+    spin = (*INPUTS, *TINY, "--method", "spin", "--out")
+    press_at(*when)
+    assert call(train, *spin, tmp_path / "run", cwd=workplace).code == 130
+    assert call(train, "--resume", tmp_path / "run", cwd=workplace).code == 0
+    assert call(train, *spin, tmp_path / "whole", cwd=workplace).code == 0
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    assert without_seconds(tmp_path / "run") == without_seconds(tmp_path / "whole")
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_recipe_paper_brings_the_papers_values(workplace: Path, tmp_path: Path) -> None:
@@ -250,7 +313,7 @@ def test_overwrite_replaces_a_run_as_a_whole(workplace: Path, tmp_path: Path) ->
     assert {"samples.jsonl", "adapter-sft", "evaluation.json"} <= set(tree(tmp_path / "run"))
     train_toy(workplace, *out, "--method", "sft", "--overwrite")
     names = {name.split("/")[0] for name in tree(tmp_path / "run")}
-    assert names == {"config.json", "metrics.jsonl", "adapter"}
+    assert names == SFT_ALONE
 
 
 def test_a_text_outside_the_terminals_alphabet_does_not_end_a_run(workplace: Path) -> None:
@@ -396,7 +459,8 @@ def test_ctrl_c_in_a_process_says_how_to_go_on_and_going_on_ends_the_same(
     assert results(folder) == results(finished.folder)
     assert without_seconds(folder) == without_seconds(finished.folder)
     assert not (folder / "state").exists()
-    tail = finished.process.stdout.split("--- prompt ---")[1].split("next: ")[0]
+    assert (folder / "report.html").exists()
+    tail = finished.process.stdout.split("--- prompt ---")[1].split("all of it")[0]
     assert tail in resumed.stdout  # the same before and after
 
 
@@ -412,8 +476,10 @@ def test_a_run_interrupted_at_any_step_ends_the_same(
     stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
     assert stopped.code == 130
     assert set(tree(tmp_path / "run" / "state")) == {"state.safetensors"}
+    assert not (tmp_path / "run" / "report.html").exists()
     resumed = call(train, "--resume", tmp_path / "run", cwd=workplace)
     assert resumed.code == 0, resumed.err
+    assert (tmp_path / "run" / "report.html").exists()
     assert results(tmp_path / "run") == results(finished.folder)
     assert without_seconds(tmp_path / "run") == without_seconds(finished.folder)
 

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minialign.checkpoints import find_checkpoint
-from minialign.config import EvaluateOptions, SamplingConfig, require
+from minialign.config import EvaluateOptions, SamplingConfig
 from minialign.data import (
     Demonstration,
     Sequence,
@@ -29,6 +29,7 @@ from minialign.data import (
 )
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
+    RIVALS,
     Answers,
     Contestant,
     Entry,
@@ -102,9 +103,11 @@ def prepare_contest(folders: SequenceABC[Path], options: EvaluateOptions) -> Con
             )
     learned = load_demonstrations(records[0]["options"]["demos"])
     held_out = _held_out(learned, records[0]["options"]["test"], options)
-    rivals = [Path(rival) for rival in options.against if (Path(rival) / "config.json").exists()]
-    for record in (*records[1:], *map(read_run_record, rivals)):
-        check_held_out(training_split(load_demonstrations(record["options"]["demos"])), held_out)
+    rivals = [Path(rival) for rival in options.against if rival not in RIVALS]
+    others = [read_run_record(rival) for rival in rivals if (rival / "config.json").exists()]
+    for record in (*records[1:], *others):
+        if demos := record["options"]["demos"]:  # else it learned from feedback
+            check_held_out(training_split(load_demonstrations(demos)), held_out)
     entries = entries_of(folders, records, options.against)
     prompts = [d.prompt for d in held_out]
     return Contest(
@@ -119,19 +122,8 @@ def prepare_contest(folders: SequenceABC[Path], options: EvaluateOptions) -> Con
 
 def _check_options(options: EvaluateOptions) -> None:
     """What would otherwise be refused only after everybody has answered."""
-    SamplingConfig(options.max_new_tokens, options.temperature)
     general_prompts(options.general, options.seed)
-    asks = "model" in options.judges
-    require(
-        asks or not (options.judge_model or options.judge_url),
-        "--judge-model and --judge-url: nobody would ask this judge: add --judges style,model",
-    )
-    require(
-        bool(options.judge_model) or not asks,
-        "--judges model: name the model that judges: --judge-model, and --judge-url if it is "
-        "behind an address",
-    )
-    if asks and not options.judge_url:
+    if options.judge_model and not options.judge_url:
         find_checkpoint(options.judge_model)
 
 
@@ -169,7 +161,7 @@ def _other_texts(file: str) -> list[str]:
 
 def hold_contest(contest: Contest, options: EvaluateOptions, cache: Path) -> Results:
     """Loads the model, lets everybody answer, and judges; `cache` keeps a model judge's answers."""
-    teacher = _endpoint(options, cache)
+    teacher = endpoint(options, cache)
     model, tokenizer, contestants = _load(contest, options)
     limit = min(contest.record["knobs"]["max_length"], model.config.max_position_embeddings)
     held_out = [encode_demonstration(d, tokenizer, limit)[0] for d in contest.held_out]
@@ -185,7 +177,7 @@ def hold_contest(contest: Contest, options: EvaluateOptions, cache: Path) -> Res
         options.n,
         sampling,
         seed=options.seed,
-        progress=_writing,
+        progress=writing,
         longest=longest,
     )
     figures = _figures(model, tokenizer, contest, contestants, held_out, answers, limit, options)
@@ -283,10 +275,12 @@ def _own_answers(
 def _ordinary_answers(
     model: CausalLM, tokenizer: Tokenizer, options: EvaluateOptions
 ) -> list[Sequence]:
-    """The base model's answers to general prompts."""
+    """The base model's answers to those of the general prompts that its context has room for."""
     asked = general_prompts(options.general, options.seed)
-    prompts = [tuple(tokenizer.encode_prompt(prompt)) for prompt in asked]
-    on_token = _writing("base, in general", len(prompts))
+    room = model.config.max_position_embeddings - GENERAL_TOKENS
+    encoded = [tuple(tokenizer.encode_prompt(prompt)) for prompt in asked]
+    prompts = [prompt for prompt in encoded if len(prompt) <= room]
+    on_token = writing("base, in general", len(prompts))
     with reference_policy(model, None):
         sampling = SamplingConfig(GENERAL_TOKENS)
         groups = sample(model, prompts, 1, sampling, seed=options.seed, on_token=on_token)
@@ -314,9 +308,9 @@ def _judge(
         judge = _style_judge(model, tokenizer, contest, sampling, options)
         found.append(judge_by_style(judge, texts, options.seed))
     if "model" in options.judges:
-        asked = teacher or Cached(_local(options), cache)
+        asked = teacher or Cached(local_teacher(options), cache)
         total = 2 * comparisons_of(texts)
-        with _bar("asking the judge", total, "question") as bar:
+        with progress_bar("asking the judge", total, "question") as bar:
             found.append(
                 judge_by_model(
                     ModelJudge(asked),
@@ -338,7 +332,7 @@ def _style_judge(
 ) -> StyleJudge:
     """Against the base model's answers to the prompts that the person answered too."""
     prompts = [tuple(tokenizer.encode_prompt(d.messages)) for d in contest.learned]
-    on_token = _writing("base, for the style judge", len(prompts) * STYLE_ANSWERS)
+    on_token = writing("base, for the style judge", len(prompts) * STYLE_ANSWERS)
     with reference_policy(model, None):
         groups = sample(
             model, prompts, STYLE_ANSWERS, sampling, seed=options.seed + 1, on_token=on_token
@@ -348,7 +342,7 @@ def _style_judge(
     return StyleJudge.fit(own, [base, contest.others], seed=options.seed)
 
 
-def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
+def endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
     """Checked before anything long, its kept answers too; None without an address."""
     if not options.judge_url:
         return None
@@ -358,7 +352,7 @@ def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
     return cached
 
 
-def _local(options: EvaluateOptions) -> Teacher:
+def local_teacher(options: EvaluateOptions) -> Teacher:
     model, tokenizer = load(options.judge_model, dtype=options.dtype, device=options.device)
     return LocalTeacher(model, tokenizer, options.judge_model)
 
@@ -366,8 +360,8 @@ def _local(options: EvaluateOptions) -> Teacher:
 # ---- progress ----
 
 
-def _writing(name: str, texts: int) -> Callable[[int, int, int], None]:
-    bar = _bar(f"{name}: writing {texts} texts", None, "token")
+def writing(name: str, texts: int) -> Callable[[int, int, int], None]:
+    bar = progress_bar(f"{name}: writing {texts} texts", None, "token")
 
     def on_token(prompt: int, sample: int, token: int) -> None:
         bar.update()
@@ -375,7 +369,7 @@ def _writing(name: str, texts: int) -> Callable[[int, int, int], None]:
     return on_token
 
 
-def _bar(title: str, total: int | None, unit: str) -> tqdm:
+def progress_bar(title: str, total: int | None, unit: str) -> tqdm:
     return tqdm(
         desc=title, total=total, unit=unit, dynamic_ncols=True, disable=not sys.stderr.isatty()
     )

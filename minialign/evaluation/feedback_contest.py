@@ -1,0 +1,219 @@
+"""evaluate.py for runs that learned from feedback: methods side by side, by scope."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minialign.config import EvaluateOptions, SamplingConfig
+from minialign.errors import InputError
+from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, writing
+from minialign.evaluation.judge import ModelJudge, Rating
+from minialign.evaluation.scopes import (
+    AGAIN,
+    ScopeScores,
+    Scorer,
+    by_check,
+    kept_figures,
+    sampled_answers,
+    scope_scores,
+    written_answers,
+)
+from minialign.feedback import SCOPES, FeedbackData, encode_feedback, load_feedback_data
+from minialign.lora import load_adapter
+from minialign.runs import adapter_folder, read_run_record
+from minialign.teacher import Cached, Teacher
+from minialign.tokenizer import Tokenizer
+from minialign.weights import load
+
+
+@dataclass(frozen=True)
+class FeedbackContest:
+    """Everything that is known, and checked, before the model loads."""
+
+    record: dict[str, Any]  # of the first run
+    data: FeedbackData
+    adapters: dict[str, Path]  # method or run -> folder
+
+
+@dataclass(frozen=True)
+class FeedbackResults:
+    scores: dict[str, ScopeScores]
+    by_answer: dict[str, dict[str, list[float | None]]]  # method -> scope -> a score an answer
+    answers: dict[str, dict[str, list[list[str]]]]  # method -> scope -> prompt -> answers
+    judge: str  # a line for a person: who scored
+
+
+def prepare_feedback_contest(
+    folders: SequenceABC[Path], options: EvaluateOptions
+) -> FeedbackContest:
+    """Raises InputError for whatever a person can put right; writes nothing."""
+    records = [read_run_record(folder) for folder in folders]
+    first = records[0]["options"]
+    for folder, record in zip(folders, records, strict=True):
+        if not record["options"].get("data"):
+            raise InputError(f"{folder}: learned from demonstrations: evaluate it by itself")
+        for name in ("model", "data"):
+            if record["options"][name] != first[name]:
+                raise InputError(
+                    f"{folder}: has another {name} than {folders[0]} "
+                    f"({record['options'][name]}, {first[name]}): evaluate them one by one"
+                )
+    data = load_feedback_data(options.test or first["data"])
+    for scope in SCOPES:
+        if not data.examples(scope, "test"):
+            raise InputError(
+                f"{options.test or first['data']}/{scope}.jsonl: no prompt to test on: give some "
+                'lines the split "test"'
+            )
+    if "model" not in options.judges and not data.checks:
+        raise InputError(
+            f"{first['data']}/feedback.json: has no check, so a model must judge: "
+            "--judges model --judge-model NAME [--judge-url URL]"
+        )
+    one = len(folders) == 1
+    adapters = {
+        record["options"]["method"] if one else folder.name: adapter_folder(str(folder))
+        for folder, record in zip(folders, records, strict=True)
+    }
+    return FeedbackContest(records[0], data, adapters)
+
+
+def hold_feedback_contest(
+    contest: FeedbackContest, options: EvaluateOptions, cache: Path
+) -> FeedbackResults:
+    """Loads the model, lets every method answer the test prompts, and scores."""
+    teacher = endpoint(options, cache)
+    trained = contest.record["options"]
+    model, tokenizer = load(
+        trained["model"],
+        revision=trained["revision"] or None,
+        dtype=options.dtype,
+        device=options.device,
+    )
+    for name, folder in contest.adapters.items():
+        load_adapter(model, folder, name)
+    policies: dict[str, str | None] = {AGAIN: None, **{name: name for name in contest.adapters}}
+    new = options.max_new_tokens or _usual_length(contest, tokenizer)
+    answers = written_answers(contest.data) | sampled_answers(
+        model,
+        tokenizer,
+        contest.data,
+        policies,
+        options.n,
+        SamplingConfig(new, options.temperature),
+        seed=options.seed,
+        progress=writing,
+    )
+    scorer = Scoring(contest, options, teacher, cache)
+    scores, by_answer = {}, {}
+    for name, texts in answers.items():
+        by_answer[name] = scope_scores(contest.data, texts, scorer)
+        figures = {}
+        if name in policies:
+            figures = kept_figures(
+                model, tokenizer, contest.data, policies[name], options.micro_batch_tokens
+            )
+        scores[name] = ScopeScores.of(by_answer[name], **figures)
+    return FeedbackResults(scores, by_answer, answers, scorer.describe())
+
+
+def _usual_length(contest: FeedbackContest, tokenizer: Tokenizer) -> int:
+    """Tokens: a quarter more than the longest answer of the data."""
+    limit = contest.record["knobs"]["max_length"]
+    sequences, _ = encode_feedback(contest.data, "train", tokenizer, limit)
+    texts = [*(s for pair in sequences.in_scope for s in pair), *sequences.near_scope]
+    longest = max(len(sequence.completion_ids) for sequence in texts)
+    return longest + longest // 4
+
+
+class Scoring:
+    """The check of the feedback, or a model's word where one is asked for."""
+
+    def __init__(
+        self,
+        contest: FeedbackContest,
+        options: EvaluateOptions,
+        teacher: Teacher | None,
+        cache: Path,
+    ) -> None:
+        self.data = contest.data
+        self.judge: ModelJudge | None = None
+        self.lines: list[str] = []
+        self._check: Scorer = by_check(contest.data)
+        if "model" in options.judges:
+            self.judge = ModelJudge(teacher or Cached(local_teacher(options), cache))
+
+    def __call__(self, items: list[tuple[str, str, str]]) -> list[float | None]:
+        if self.judge is None:
+            return self._check(items)
+        ratings = [Rating(p, self.data.feedback, baseline, a) for p, baseline, a in items]
+        with progress_bar("asking the judge", 2 * len(ratings), "question") as bar:
+            report = self.judge.rate(ratings, lambda *_: bar.update())
+        self.lines.append(self.judge.describe(report))
+        return report.scores
+
+    def describe(self) -> str:
+        if self.judge is None:
+            return "by the feedback's own check: " + ", ".join(c.kind for c in self.data.checks)
+        return self.lines[-1]
+
+
+# ---- what is shown and written ----
+
+
+def feedback_table(contest: FeedbackContest, results: FeedbackResults) -> str:
+    counts = [len(contest.data.examples(scope, "test")) for scope in SCOPES]
+    title = "test prompts: {} in scope, {} near, {} out of scope; scored {}"
+    head = f"{'':20}{'S_in':>14}{'S_out':>14}{'(near)':>8}{'(far)':>8}{'S_overall':>15}{'drift':>8}"
+    lines = [contest.data.feedback, title.format(*counts, results.judge), "", head]
+    for name, found in results.scores.items():
+        moved = "-" if found.drift is None else f"{found.drift:.3f}"
+        lines.append(
+            f"{name:20}{_pm(found.s_in.value, found.s_in.error):>14}"
+            f"{_pm(found.s_out.value, found.s_out.error):>14}"
+            f"{found.s_near.value:>8.2f}{found.s_far.value:>8.2f}"
+            f"{_pm(found.overall, found.overall_error):>15}{moved:>8}"
+        )
+    if any(found.unscored for found in results.scores.values()):
+        missing = {name: found.unscored for name, found in results.scores.items()}
+        lines.append(f"answers without a score: {missing}")
+    return "\n".join(lines)
+
+
+def _pm(value: float, error: float) -> str:
+    return f"{value:.2f} +- {error:.2f}"
+
+
+def feedback_content(contest: FeedbackContest, results: FeedbackResults) -> dict[str, Any]:
+    """evaluation.json's own part: figures by method, and every answer by scope."""
+    data = contest.data
+    return {
+        "feedback": data.feedback,
+        "domain": data.domain,
+        "effect": data.effect,
+        "scored": results.judge,
+        "methods": {name: dataclasses.asdict(found) for name, found in results.scores.items()},
+        "scopes": {
+            scope: [
+                {
+                    "prompt": example.prompt,
+                    "baseline": example.baseline.text,
+                    "answers": {name: results.answers[name][scope][i] for name in results.answers},
+                    "scores": {
+                        name: _of_prompt(results, name, scope, i) for name in results.answers
+                    },
+                }
+                for i, example in enumerate(data.examples(scope, "test"))
+            ]
+            for scope in SCOPES
+        },
+    }
+
+
+def _of_prompt(results: FeedbackResults, name: str, scope: str, place: int) -> list[float | None]:
+    each = len(results.answers[name][scope][0])
+    return results.by_answer[name][scope][place * each : (place + 1) * each]
