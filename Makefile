@@ -1,4 +1,5 @@
 # make demo    set up, then train on examples/emails.jsonl, show before and after
+# make demo-c3po   set up, then teach one sentence of feedback, show the scores by scope
 # make test    set up, then run the tests
 # make check   set up, then lint, types and tests
 # make bench   set up with the peers, then measure side by side (two hours)
@@ -13,10 +14,14 @@ fetch = -$(BIN)/python -m minialign.checkpoints
 # What the default is without a GPU: the demonstration is the same everywhere.
 SMALL = --model smollm2-135m-instruct --recipe laptop
 
-.PHONY: demo test check bench clean
+.PHONY: demo demo-c3po test check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python train.py --method ditto --demos examples/emails.jsonl $(SMALL) --overwrite
+
+demo-c3po: $(VENV)/.demo
+	$(BIN)/python train.py --method c3po --data examples/c3po/cheers $(SMALL) --overwrite
+	$(BIN)/python evaluate.py runs/cheers
 
 test: $(VENV)/.test
 	$(fetch)

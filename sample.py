@@ -3,6 +3,7 @@
 python sample.py --adapter runs/emails --prompt "Write an email to ..." -n 3
 python sample.py --adapter runs/emails --prompts prompts.jsonl --out answers.jsonl
 python sample.py --adapter runs/emails --chat
+python sample.py --adapter runs/emails --adapter runs/cheers=0.5 --prompt "..."
 """
 
 from __future__ import annotations
@@ -78,19 +79,39 @@ def check_out(file: Path, overwrite: bool) -> None:
 
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.job import DEFAULT_MODEL
-    from minialign.lora import load_adapter
+    from minialign.lora import combine_adapters, load_adapter
     from minialign.runs import adapter_folder, base_of
     from minialign.weights import load
 
-    folder = adapter_folder(options.adapter) if options.adapter else None
+    weighed = [folder_and_weight(text) for text in options.adapter]
+    folders = [adapter_folder(text) for text, _ in weighed]
     name, revision = options.model or DEFAULT_MODEL, options.revision or None
-    if folder and not options.model:
-        name, trained_on = base_of(folder)
+    if folders and not options.model:
+        name, trained_on = base_of(folders[0])
         revision = revision or trained_on
+        for folder in folders[1:]:
+            if base_of(folder)[0] != name:
+                raise InputError(
+                    f"{folder}: was trained on {base_of(folder)[0]}, {folders[0]} on {name}: only "
+                    "adapters of one model can be added up"
+                )
     model, tokenizer = load(name, revision=revision, dtype=options.dtype, device=options.device)
-    if folder:
-        load_adapter(model, folder)
+    weights = {}
+    for number, (folder, (_, weight)) in enumerate(zip(folders, weighed, strict=True)):
+        weights[f"adapter {number + 1}"] = weight
+        load_adapter(model, folder, f"adapter {number + 1}")
+    if weights and list(weights.values()) != [1.0]:
+        combine_adapters(model, weights)
     return model, tokenizer
+
+
+def folder_and_weight(text: str) -> tuple[str, float]:
+    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1."""
+    folder, equals, weight = text.rpartition("=")
+    try:
+        return (folder, float(weight)) if equals and folder else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def generation(options: SampleOptions) -> dict[str, Any]:

@@ -29,10 +29,12 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
     add_flags(parser, TrainOptions, "options [default]", TrainOptions())
     recipes = C3PO_RECIPES if learns_from_feedback(arguments) else RECIPES
     title = "knobs [laptop recipe]; --recipe paper has the sources' values"
-    if recipes is RECIPES:
-        title += "; --method c3po --help has C3PO's knobs"
     add_flags(parser, type(recipes["laptop"]), title, recipes["laptop"])
+    if recipes is RECIPES:
+        parser.epilog = "C3PO has knobs of its own: train.py --method c3po --help"
     given = vars(parser.parse_args(arguments))
+    if given.get("data"):
+        given.setdefault("method", "c3po")
     names = TrainOptions.__dataclass_fields__
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
     return options, {k: v for k, v in given.items() if k not in names}

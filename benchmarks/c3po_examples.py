@@ -51,15 +51,15 @@ NAME = r"(?:\[[^\]\n]*\]|[A-Z][\w.'’-]*(?: [A-Z][\w.'’-]*){0,3})"
 CLOSING_LINE = re.compile(rf"[*_ ]*{CLOSING}\s*(?:[,.!]+\s*{NAME}?[\s,.!*_]*)?$")
 CLOSING_IN_LINE = re.compile(rf"(?<=[.!?])\s+{CLOSING},\s*{NAME}?[\s,.]*$")
 SIGNATURE = re.compile(
-    r"\s*(?:\[[^\]\n]*\][\s,.]*)+$|\s*[A-Z][\w'’-]*(?: [A-Z][\w.'’-]*){0,2},?\s*$"
+    r"\s*(?:(?:\[[^\]\n]*\][\s,.]*)+|P\.? ?S\.?:?|[A-Z][\w'’-]*(?: [A-Z][\w.'’-]*){0,2},?)\s*$"
 )
 
 BUSINESS = (
     r"\[[^\]\n]*\b(?:company|business|store|shop|restaurant|organi[sz]ation|brand)\b[^\]\n]*\]"
 )
 PLAINER: tuple[tuple[str, str], ...] = (
-    (r"(?m)^(\W*(?:dear|hi|hello)\s+)(?:(?:mr|ms|mrs|dr)\b[./\w]*\s*)*\[[^\]\n]+\]", r"\1customer"),
-    (BUSINESS, "our company"),
+    (r"^([*_\s]*(?:dear|hi|hello)\s+)(?:(?:mr|ms|mrs|dr)\b[./\w]*\s*)*\[[^\]\n]+\]", r"\1customer"),
+    (rf"\b(at|from|with|by|for|of|to|about|regarding|choosing) {BUSINESS}", r"\1 our company"),
     (r"\bI(?: a|['’])m writing to\b", "I want to"),
     (r"\bI(?: a|['’])m writing\b", "This is"),
     (r"\b(?:thrilled|excited)\b", "happy"),
@@ -77,10 +77,15 @@ SERVINGS_LINE = re.compile(r"\W*serv(?:es|ings?)\W+\d+(?:\s+\w+)?\W*$", re.IGNOR
 
 
 def edit(baseline: Reply, check: Check, effect: str) -> Reply | None:
-    """The baseline with as little change as satisfies the check, or None if too little is left."""
+    """The baseline with as little change as satisfies the check, or None if too little is left.
+
+    One that satisfies it already stays as it is.
+    """
     cut_off = baseline.finish_reason != "stop"
     text = baseline.text.strip()
-    if check.kind == "ends_with":
+    if check.holds(text):
+        revised = Reply(text, baseline.finish_reason)
+    elif check.kind == "ends_with":
         revised = Reply(
             end_with(whole_sentences(text) if cut_off else text, check.texts[0]), "stop"
         )
@@ -121,7 +126,7 @@ def without_phrases(text: str, check: Check) -> str:
     A line without sentences (a signature, an entry of a list) goes as a whole.
     """
     lines = []
-    for line in text.splitlines():
+    for line in re.sub(r"\[[^\]\n]*\Z", "", text).splitlines():  # half a blank may be at the end
         for pattern, plain in PLAINER:
             if not check.holds(line):
                 line = re.sub(pattern, _in_case(plain), line, flags=re.IGNORECASE)

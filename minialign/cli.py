@@ -65,6 +65,8 @@ def add_flags(
             options["choices"] = typing.get_args(flag.type)
         else:
             options |= {"type": _converter(flag.type), "metavar": _metavar(flag.type)}
+        if flag.type == tuple[str, ...]:
+            options["action"] = "extend"  # given twice, it holds both
         short = ["-" + flag.name] if len(flag.name) == 1 else []
         group.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
 
@@ -82,6 +84,8 @@ def config_from_flags(base: T, given: dict[str, Any]) -> T:
         flag = flags[name]
         if isinstance(value, str):
             value = _converted(flag, value)
+        if isinstance(value, list):
+            value = tuple(value)
         changes.setdefault(flag.path[:-1], {})[flag.path[-1]] = value
     nested = {
         path[0]: _replaced(getattr(base, path[0]), values, PREFIXES[path[0]])

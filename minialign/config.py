@@ -280,7 +280,18 @@ C3PO_LAPTOP = C3POConfig(
 
 C3PO_RECIPES = {"paper": C3PO_PAPER, "laptop": C3PO_LAPTOP}
 
-# What each method changes in its recipe: the baselines of C3PO's Table 2 are settings of its loop.
+# What a method changes in its recipe. SPIN is DITTO's loop with these settings, and the baselines
+# of C3PO's Table 2 are settings of C3PO's.
+DEMONSTRATION_METHODS: dict[str, dict[str, Any]] = {
+    "ditto": {},
+    "sft": {},
+    "spin": {
+        "expert_fraction": 1.0,
+        "replay_fraction": 0.0,
+        "inter_model_fraction": 0.0,
+        "update_reference": True,
+    },
+}
 FEEDBACK_METHODS: dict[str, dict[str, Any]] = {
     "c3po": {},
     "dpo": {"lambda_out": 0.0, "lambda_near": 0.0},
@@ -354,7 +365,11 @@ class SampleOptions:
     chat: bool = knob(
         False, "or a conversation in the terminal; /adapter off and /adapter on compare"
     )
-    adapter: str = knob("", "a run folder, or an adapter folder in PEFT's format")
+    adapter: tuple[str, ...] = knob(
+        (),
+        "a run folder, or an adapter folder in PEFT's format; several (again --adapter) are added "
+        "up, FOLDER=0.5 by half",
+    )
     n: int = knob(1, "answers a prompt")
     out: str = knob("", "write the answers to --prompts into this file, a line each")
     max_new_tokens: int = knob(400, "tokens an answer at most")
@@ -441,3 +456,16 @@ class EvaluateOptions:
 
 # C3PO's responses are sampled at .7 (arXiv 2402.10893, appendix), one to a prompt.
 FEEDBACK_EVALUATION = EvaluateOptions(n=1, temperature=0.7)
+
+
+def recipe_for(
+    method: str, recipe: Any, fixed: dict[str, Any], knobs: dict[str, Any], instead: str
+) -> Any:
+    """A recipe with what the method changes in it.
+
+    Raises InputError for a knob that the method fixes: it would be given in vain.
+    """
+    for name in fixed:
+        flag = "--" + name.replace("_", "-")
+        require(name not in knobs, f"--method {method} fixes {flag}: use --method {instead}")
+    return dataclasses.replace(recipe, **fixed)

@@ -14,7 +14,13 @@ import torch
 import minialign
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, C3POConfig, TrainOptions
+from minialign.config import (
+    C3PO_RECIPES,
+    FEEDBACK_METHODS,
+    C3POConfig,
+    TrainOptions,
+    recipe_for,
+)
 from minialign.data import Messages
 from minialign.errors import InputError
 from minialign.feedback import (
@@ -133,6 +139,13 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
 def _with_paths(options: TrainOptions) -> TrainOptions:
     if not options.data:
         raise InputError(f"--method {options.method} learns from feedback: give --data FOLDER")
+    if options.method not in FEEDBACK_METHODS:
+        raise InputError(
+            f"--method {options.method} learns from --demos; with --data, choose one of "
+            f"{', '.join(FEEDBACK_METHODS)}"
+        )
+    if options.demos:
+        raise InputError("give --demos or --data, not both")
     if options.inspect:
         raise InputError("--inspect shows demonstrations: it needs --demos")
     return dataclasses.replace(
@@ -143,11 +156,8 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
 def _config(base: C3POConfig, options: TrainOptions, knobs: dict[str, Any]) -> C3POConfig:
     """The recipe, what the method changes in it, and the knobs that were given."""
     fixed = FEEDBACK_METHODS[options.method]
-    for name in fixed:
-        if name in knobs:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"--method {options.method} fixes {flag}: use --method c3po")
-    config = config_from_flags(dataclasses.replace(base, **fixed), knobs)
+    recipe = recipe_for(options.method, base, fixed, knobs, "c3po")
+    config = config_from_flags(recipe, knobs)
     if not options.init_adapter:
         return config
     for name in knobs:

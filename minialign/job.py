@@ -18,7 +18,13 @@ import torch
 import minialign
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import RECIPES, DittoConfig, TrainOptions
+from minialign.config import (
+    DEMONSTRATION_METHODS,
+    RECIPES,
+    DittoConfig,
+    TrainOptions,
+    recipe_for,
+)
 from minialign.data import (
     Demonstration,
     Messages,
@@ -102,7 +108,8 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
     )
     if not options.resume:
         recipe = options.recipe if options.recipe != "auto" else ("paper" if on_gpu else "laptop")
-        base = RECIPES[recipe]
+        fixed = DEMONSTRATION_METHODS[options.method]
+        base = recipe_for(options.method, RECIPES[recipe], fixed, knobs, "ditto")
     config = config_from_flags(base, knobs)
     checkpoint = find_checkpoint(options.model, options.revision or None)
     model_config = read_model_config(checkpoint)

@@ -325,14 +325,12 @@ def _require_training(lines: dict[str, list[Line]], stages: Stages) -> None:
         names = {f"{scope} prompts", "baseline responses", "revised responses"}
         about = [stage for stage in stages.done if stage.name in names]
         happened = " | ".join(stage.describe() for stage in about)
-        remedy = (
-            "start again to go on"
-            if any(stage.unused["failed"] for stage in about)
-            else "give other general prompts"
-            if scope == "out_of_scope"
-            else "raise tries, categories or the token limits, take a stronger teacher, or write "
-            "prompts by hand"
-        )
+        remedy = "raise tries, categories or the token limits, take a stronger teacher, or write "
+        remedy += "the prompts by hand"
+        if any(stage.unused["failed"] for stage in about):
+            remedy = "start again to go on"
+        elif scope == "out_of_scope":
+            remedy = "give other general prompts"
         raise InputError(f"{scope}: no prompt is left to train on: {remedy} ({happened})")
 
 

@@ -80,6 +80,7 @@ class Stages:
         self.config, self.say, self.progress = config, say, progress
         self.student = student
         self.done: list[Stage] = []
+        self._failed_in_a_row = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -98,15 +99,16 @@ class Stages:
             for question in questions
         ]
         tick = self.progress(stage.name, len(asks)) if self.progress and asks else None
-        in_a_row = 0
 
         def on_done(index: int, answer: Answer) -> None:
-            nonlocal in_a_row
             if tick:
                 tick(index, answer)
-            in_a_row = in_a_row + 1 if isinstance(answer, Failure) else 0
-            if isinstance(answer, Failure) and in_a_row == GIVE_UP_AFTER:
-                raise _no_answers(who, f"{in_a_row} answers in a row failed", answer.reason)
+            if not isinstance(answer, Failure):
+                self._failed_in_a_row = 0
+                return
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= GIVE_UP_AFTER:
+                raise _no_answers(who, f"{GIVE_UP_AFTER} answers in a row failed", answer.reason)
 
         answers = who.answer(asks, on_done)
         stage.asked += len(asks)

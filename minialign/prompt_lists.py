@@ -25,8 +25,8 @@ LABEL = re.compile(
 NUMBER = re.compile(r"(?:\(\d{1,3}\)|#?\d{1,3}\s?[.):](?!\d)|\[\d{1,3}\])\s*")
 BULLET = re.compile(r"(?:[-+–—](?:\s+|(?=[^\W\d]|[\"“']))|[•◦‣▪●·]\s*|\*\s+)")
 REMARK = re.compile(
-    r"(?:explanation|reason(?:ing)?|rationale|note|why|thoughts?|comment|feedback|response|answer|"
-    r"output)s?\b[^:]{0,30}:",
+    r"(?:explanation|reason(?:ing)?|rationale|note|why|thoughts?|comment|response|answer|output)s?"
+    r"(?:\s(?:of|for|to)?\s?(?:this|it|prompt|request)\b[^:]{0,30})?:",
     re.IGNORECASE,
 )
 INTRODUCTION = re.compile(
@@ -34,10 +34,13 @@ INTRODUCTION = re.compile(
     r"i hope|let me know|these (?:are|requests|prompts))\b",
     re.IGNORECASE,
 )
+ABOUT_IT = (
+    r"(?:this (?:is (?:in|near|out|about|not)|one|prompt|request|tests|asks|requires)|because|note|"
+    r"explanation|reason|(?:in|near)[- ]scope)"
+)
 REMARK_AT_END = re.compile(
-    r"\s*(?:\((?:this|that|it|because|note|explanation|reason|in[- ]scope|near[- ]scope)\b[^()]*\)"
-    r"|\s[-–—]+\s(?:this|that|it|because|note|explanation|reason|in[- ]scope|near[- ]scope)\b.*"
-    r"|\s(?:explanation|reason|rationale|note):.*)$",
+    rf"\s*(?:\({ABOUT_IT}\b[^()]*\)|\s[-–—]+\s{ABOUT_IT}\b.*"
+    r"|(?<=[.?!\"”)])\s(?-i:Explanation|Reason|Rationale|Note):.*)$",
     re.IGNORECASE,
 )
 QUOTES = {'"': '"', "“": "”", "«": "»", "„": "“", "'": "'", "‘": "’", "`": "`"}
@@ -152,7 +155,7 @@ def after_label(text: str, label: str) -> str | None:
     ' 1. Why?'
     """
     spelled = r"[\s_-]*".join(map(re.escape, label.split()))
-    line = rf"^[^\w\n]*{spelled}\b(?:\s*\([^()\n]*\))?[^\w\n:]*(?::[*_]*|$)"
+    line = rf"^[^\w\n]*{spelled}\b(?:[ \t]*\([^()\n]*\))?[^\w\n:]*(?::[*_]*|$)"
     found = re.search(line, text, re.IGNORECASE | re.MULTILINE)
     return text[found.end() :] if found and text[found.end() :].strip() else None
 

@@ -151,7 +151,11 @@ def test_texts_are_converted_as_on_the_command_line() -> None:
         (PAPER, {"learning_rat": 1.0}, "learning_rat: there is no such knob"),
         (PAPER, {"beta": "strong"}, "beta: 'strong' is not a number"),
         (PAPER, {"max_steps": "1.5"}, "max_steps: '1.5' is not a number"),
-        (TrainOptions(), {"method": "rlhf"}, "method: 'rlhf' is not one of ditto, sft, spin, c3po, dpo, sft-weighted"),
+        (
+            TrainOptions(),
+            {"method": "rlhf"},
+            "method: 'rlhf' is not one of ditto, sft, spin, c3po, dpo, sft-weighted",
+        ),
         (PAPER, {"sft_batch_size": 0}, "sft_batch_size must be at least 1, not 0"),
         (PAPER, {"lora_rank": 0}, "lora_rank must be at least 1, not 0"),
         (PAPER, {"top_k": -1}, "top_k must not be negative, not -1"),

@@ -19,7 +19,6 @@ from minialign.data import Sequence
 from minialign.errors import InputError
 from minialign.lora import (
     LoRALinear,
-    _AddUpdate,
     active_adapter,
     adapter_hash,
     adapter_parameters,
@@ -36,6 +35,7 @@ from minialign.lora import (
     trainable_parameters,
     unmerge_adapter,
 )
+from minialign.lora_linear import AddUpdate
 from minialign.model import CausalLM, ModelConfig
 from minialign.scoring import score
 from minialign.weights import load_model
@@ -214,7 +214,7 @@ def test_the_update_passes_gradcheck() -> None:
         for shape in shapes
     ]
     assert torch.autograd.gradcheck(
-        lambda y, x, a, b: _AddUpdate.apply(y.clone(), x, a, b, 1.7), leaves
+        lambda y, x, a, b: AddUpdate.apply(y.clone(), x, a, b, 1.7), leaves
     )
 
 

@@ -16,6 +16,7 @@ import minialign
 
 PACKAGE = ROOT / "minialign"
 SCRIPTS = ("train", "sample", "evaluate")
+PAGES = ["README.md", "benchmarks/README.md", "benchmarks/recipes.md", "benchmarks/ditto.md"]
 
 
 def module_name(file: Path) -> str:
@@ -139,7 +140,7 @@ def test_no_pickle_is_read_anywhere() -> None:
         assert not calls & {"torch.load", "np.load", "numpy.load", "eval", "exec"}, name
 
 
-@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "benchmarks/recipes.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_of_a_page_leads_to_a_file(page: str) -> None:
     file = ROOT / page
     text = file.read_text(encoding="utf-8")

@@ -630,7 +630,7 @@ def test_g20_no_autocast_and_no_device_by_name_outside_device_selection() -> Non
     for name, node in nodes(ast.Attribute):
         assert node.attr != "autocast", name
         assert not (node.attr == "cuda" and not is_torch(node.value)), f"{name}: .cuda()"
-        allowed = name in ("weights.py",)
+        allowed = name in ("weights.py", "run.py")  # run.py reads how much memory was held
         assert not (node.attr in ("cuda", "mps") and is_torch(node.value)) or allowed, name
     for name, node in nodes(ast.Call):
         values = [*node.args, *(keyword.value for keyword in node.keywords)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,32 @@ def test_the_printer_takes_any_number_of_answers(capsys: pytest.CaptureFixture[s
             printer(0, number, token)
     printer.finish()
     assert capsys.readouterr().out.count("x\n") == 2000
+
+
+def test_several_adapters_are_added_up_with_their_weights(workplace: Path, tmp_path: Path) -> None:
+    """A folder with weight 1 is itself, twice the half of it too, and weight 0 is nothing."""
+    run = str(workplace / "runs" / "demos")
+
+    def answers(*folders: str) -> str:
+        adapters = [part for folder in folders for part in ("--adapter", folder)]
+        return call(
+            sample, *adapters, "--prompt", "hi", *SHORT, "--model", workplace / "toy", cwd=tmp_path
+        ).out
+
+    alone, base = answers(run), answers()
+    assert alone != base
+    assert answers(f"{run}=1") == answers(f"{run}=0.5", f"{run}=0.5") == alone
+    assert answers(f"{run}=0") == base
+    assert answers(run, run) != alone
+
+
+def test_adapters_of_different_models_are_not_added_up(workplace: Path, tmp_path: Path) -> None:
+    run = workplace / "runs" / "demos" / "adapter"
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "another"
+    (other / "adapter_config.json").write_text(json.dumps(config))
+    outcome = call(sample, "--adapter", run, "--adapter", other, "--prompt", "hi", cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "only adapters of one model can be added up" in outcome.err

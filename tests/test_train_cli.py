@@ -90,7 +90,6 @@ def results(folder: Path) -> dict[str, Any]:
         "samples": (folder / "samples.jsonl").read_bytes(),
         "adapter": weights(folder / "adapter"),
         "adapter-sft": weights(folder / "adapter-sft"),
-        "preview": (folder / "preview.json").read_bytes(),
     }
 
 
@@ -460,6 +459,8 @@ def test_ctrl_c_in_a_process_says_how_to_go_on_and_going_on_ends_the_same(
     assert without_seconds(folder) == without_seconds(finished.folder)
     assert not (folder / "state").exists()
     assert (folder / "report.html").exists()
+    previews = [(f / "preview.json").read_bytes() for f in (folder, finished.folder)]
+    assert previews[0] == previews[1]
     tail = finished.process.stdout.split("--- prompt ---")[1].split("all of it")[0]
     assert tail in resumed.stdout  # the same before and after
 

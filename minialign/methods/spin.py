@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as SequenceABC
 
-from minialign.config import DittoConfig
+from minialign.config import DEMONSTRATION_METHODS, DittoConfig
 from minialign.data import Sequence
 from minialign.methods.ditto import train_ditto
 from minialign.model import CausalLM
@@ -37,10 +37,4 @@ def train_spin(
 
 def as_spin(config: DittoConfig) -> DittoConfig:
     """The same knobs, with SPIN's comparisons and its reference."""
-    return dataclasses.replace(
-        config,
-        expert_fraction=1.0,
-        replay_fraction=0.0,
-        inter_model_fraction=0.0,
-        update_reference=True,
-    )
+    return dataclasses.replace(config, **DEMONSTRATION_METHODS["spin"])

@@ -1,0 +1,152 @@
+"""C3PO's Table 2 (arXiv 2402.10893) on the feedbacks that come with minialign.
+
+    python benchmarks/c3po.py                 # three feedbacks, two seeds: two hours on 2 cores
+    python benchmarks/c3po.py --feedbacks cheers --seeds 1
+    python benchmarks/c3po.py --report        # the tables again, from the results
+
+Every method is trained by train.py and all are evaluated together by evaluate.py, as a person would
+do it, with the same knobs; in-context prompting and chain of thought stand in the data. A run that
+is there already is not trained again. Results go to benchmarks/results/c3po.jsonl, a line for each
+feedback and seed, the tables to benchmarks/c3po.md. No knob is tuned on the test prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+EXAMPLES = ROOT / "examples" / "c3po"
+PAGE, RESULTS = HERE / "c3po.md", HERE / "results" / "c3po.jsonl"
+TRAINED = {"c3po": "C3PO", "dpo": "DPO alone", "sft": "SCD", "sft-weighted": "SCD + negatives"}
+ORDER = ("base, again", "in-context", "in-context + CoT", "sft", "sft-weighted", "dpo", "c3po")
+PAPER = {  # S_in, S_out, S_overall of Table 2
+    "in-context": (0.677, 0.503, 0.587),
+    "in-context + CoT": (0.402, 0.246, 0.578),
+    "sft": (0.470, 0.269, 0.6005),
+    "sft-weighted": (0.367, 0.133, 0.617),
+    "dpo": (0.326, 0.517, 0.4045),
+    "c3po": (0.563, 0.150, 0.7065),
+}
+
+
+def command(script: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], check=True, cwd=ROOT)
+
+
+def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Trains what is missing and evaluates everything together."""
+    folder = options.work / f"{feedback}-{seed}"
+    runs = []
+    for method in TRAINED:
+        run = folder / method
+        if not (run / "adapter" / "adapter_config.json").exists():
+            command(
+                "train.py",
+                *("--method", method, "--data", EXAMPLES / feedback, "--out", run),
+                *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
+                *(["--overwrite"] if run.exists() else []),
+                *(part for knob in options.set for part in knob_flag(knob)),
+            )
+        runs.append(run)
+    command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
+    found = json.loads((runs[0] / "evaluation.json").read_text(encoding="utf-8"))
+    seconds = {method: train_seconds(folder / method) for method in TRAINED}
+    return {"methods": found["methods"], "scored": found["scored"], "seconds": seconds}
+
+
+def knob_flag(knob: str) -> tuple[str, str]:
+    name, _, value = knob.partition("=")
+    return "--" + name.replace("_", "-"), value
+
+
+def train_seconds(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return sum(lines[-1]["seconds"].values())
+
+
+def read_results() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
+
+
+def mean_row(lines: list[dict[str, Any]], method: str) -> str:
+    """The mean over feedbacks and seeds, with its standard error over them."""
+    found = [line["methods"][method] for line in lines if method in line["methods"]]
+    cells = []
+    for key in ("s_in", "s_out", "s_near", "s_far"):
+        cells.append(with_error([entry[key]["value"] for entry in found]))
+    cells.append(with_error([entry["overall"] for entry in found]))
+    drifts = [entry["drift"] for entry in found if entry["drift"] is not None]
+    cells.append(f"{sum(drifts) / len(drifts):.3f}" if drifts else "-")
+    paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
+    return f"| {TRAINED.get(method, method)} | {' | '.join(cells)} | {paper} |"
+
+
+def with_error(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return f"{mean:.2f}"
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return f"{mean:.2f} ± {math.sqrt(variance / len(values)):.2f}"
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    head = (
+        "| | S_in | S_out | near | out of scope | S_overall | drift | paper: in / out / overall |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
+    parts = []
+    groups = {"All feedbacks": lines}
+    groups |= {name: [x for x in lines if x["feedback"] == name] for name in names_of(lines)}
+    for title, own in groups.items():
+        seeds = len({line["seed"] for line in own})
+        rows = [mean_row(own, m) for m in ORDER if any(m in line["methods"] for line in own)]
+        parts.append(f"**{title}** ({len(own)} runs a method, {seeds} seeds)\n\n{head}")
+        parts[-1] += "\n" + "\n".join(rows)
+    return "\n\n".join(parts)
+
+
+def names_of(lines: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(line["feedback"] for line in lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    everything = ",".join(sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()))
+    parser.add_argument("--feedbacks", default=everything)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--n", type=int, default=2, help="answers a test prompt and method")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "c3po-runs")
+    parser.add_argument("--report", action="store_true", help="train nothing, write the page")
+    options = parser.parse_args()
+    for seed in range(0 if options.report else options.seeds):
+        for feedback in options.feedbacks.split(","):
+            fixed = {"feedback": feedback, "seed": seed, "n": options.n, "model": options.model}
+            fixed["set"] = sorted(options.set)
+            if any(all(x[key] == fixed[key] for key in fixed) for x in read_results()):
+                continue
+            line = {**fixed, **measure(feedback, seed, options)}
+            RESULTS.parent.mkdir(exist_ok=True)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    lines = read_results()
+    if not lines:
+        raise SystemExit("nothing measured yet")
+    head = PAGE.read_text().split("<!-- measured -->")[0] if PAGE.exists() else "# C3PO\n\n"
+    PAGE.write_text(f"{head}<!-- measured -->\n\n{tables(lines)}\n")
+    print(tables(lines))
+
+
+if __name__ == "__main__":
+    main()
