@@ -4,6 +4,7 @@ python sample.py --adapter runs/emails --prompt "Write an email to ..." -n 3
 python sample.py --adapter runs/emails --prompts prompts.jsonl --out answers.jsonl
 python sample.py --adapter runs/emails --chat
 python sample.py --adapter runs/emails --adapter runs/cheers=0.5 --prompt "..."
+python sample.py --feedback "End every e-mail to my team with 'Cheers, Sam'"      (--help for more)
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def parse(arguments: list[str]) -> SampleOptions:
 
 
 def main() -> None:
+    if any(part.split("=")[0] == "--feedback" for part in sys.argv[1:]):
+        from minialign.feedback_command import command  # with flags of its own
+
+        command(sys.argv[1:])
+        return
     options = parse(sys.argv[1:])
     ways = [bool(options.prompt), bool(options.prompts), options.chat]
     if sum(ways) != 1:

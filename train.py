@@ -6,6 +6,7 @@ python train.py --method c3po --data examples/c3po/cheers
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
     if recipes is RECIPES:
         parser.epilog = "C3PO has knobs of its own: train.py --method c3po --help"
     given = vars(parser.parse_args(arguments))
-    if given.get("data"):
+    if given.get("data") or given.get("feedback"):
         given.setdefault("method", "c3po")
     names = TrainOptions.__dataclass_fields__
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
@@ -43,14 +44,14 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
 def learns_from_feedback(arguments: list[str]) -> bool:
     """Told before the flags are parsed, and of a run that is to go on by its record."""
     peek = OneLineParser("train.py", add_help=False, allow_abbrev=False)
-    for name in ("--method", "--data", "--demos", "--resume"):
+    for name in ("--method", "--data", "--feedback", "--resume"):
         peek.add_argument(name, default="")
     seen, _ = peek.parse_known_args(arguments)
     if seen.resume:
         from minialign.runs import read_run_record
 
         return bool(read_run_record(seen.resume)["options"].get("data"))
-    return bool(seen.data) or seen.method in set(FEEDBACK_METHODS) - {"sft"}
+    return bool(seen.data or seen.feedback) or seen.method in set(FEEDBACK_METHODS) - {"sft"}
 
 
 def main() -> None:
@@ -59,6 +60,9 @@ def main() -> None:
     if learns_from_feedback(arguments):
         from minialign.feedback_job import prepare_feedback
 
+        if options.feedback and not options.resume:
+            config_from_flags(C3PO_RECIPES["laptop"], knobs)  # refuses what is wrong before the work
+            options = with_data(options)
         train_from_feedback(prepare_feedback(options, knobs))
         return
     from minialign.job import inspect, prepare  # heavy imports come after parsing
@@ -68,6 +72,27 @@ def main() -> None:
         print(inspect(job))
         return
     train(job)
+
+
+def with_data(options: TrainOptions) -> TrainOptions:
+    """Makes the data folder of a sentence; one that is there and complete is taken as it is."""
+    from minialign.config import require
+    from minialign.feedback_command import FeedbackOptions, make_data
+    from minialign.pipeline import PipelineConfig
+    from minialign.run import check_free
+
+    require(not options.data, "give --feedback or --data, not both")
+    wanted = FeedbackOptions(
+        feedback=options.feedback,
+        model=options.model,
+        revision=options.revision,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    out = options.out or str(Path("runs") / wanted.folder.name)
+    check_free(Path(out), options.overwrite)  # before the hour that the data may take
+    folder = make_data(wanted, PipelineConfig(seed=options.seed))
+    return dataclasses.replace(options, feedback="", data=str(folder), out=out)
 
 
 def train(job: Job) -> None:

@@ -315,6 +315,11 @@ class TrainOptions:
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
     )
     data: str = knob("", "a folder of feedback: feedback.json and a file of prompts a scope")
+    feedback: str = knob(
+        "",
+        "or a sentence, of which such a folder is made first, by the model that is trained: "
+        "sample.py --feedback has more to choose",
+    )
     init_adapter: str = knob("", "go on from this run's or folder's adapter (with --data)")
     out: str = knob("", "run folder; by default runs/NAME of --demos or --data")
     model: str = knob(

@@ -164,6 +164,8 @@ def test_a_sentence_becomes_a_folder_that_training_can_read(tmp_path: Path) -> N
     make(tmp_path / "new" / "data", check=CHECK)
     data = load_feedback_data(tmp_path / "new" / "data")
     assert (data.feedback, data.domain) == (FEEDBACK, "e-mails to my boss")
+    described = json.loads((tmp_path / "new" / "data" / "feedback.json").read_text())
+    assert list(described) == ["feedback", "domain", "effect", "check"]
     assert data.effect == "contain no exclamation marks"
     assert [check.kind for check in data.checks] == ["contains_none"]
     assert (len(data.in_scope), len(data.near_scope), len(data.out_of_scope)) == (12, 12, 5)
@@ -304,6 +306,17 @@ def test_the_split_has_its_share_of_both_and_no_prompt_in_two(count: int, fracti
     test = sum(line["split"] == "test" for line in lines)
     expected = min(max(fraction > 0, round(fraction * count)), count - 1)
     assert test == expected
+
+
+def test_who_is_tested_depends_on_the_seed_and_not_on_the_order() -> None:
+    prompts = [f"prompt {noise(str(i))}" for i in range(30)]
+
+    def test_of(prompts: list[str], seed: int) -> set[str]:
+        lines = split_prompts(prompts, PipelineConfig(seed=seed))
+        return {line["prompt"] for line in lines if line["split"] == "test"}
+
+    assert test_of(prompts, 0) == test_of(prompts[::-1], 0)
+    assert len(test_of(prompts, 0) & test_of(prompts, 1)) < 6
 
 
 def test_more_prompts_leave_the_split_of_the_others_nearly_as_it_was() -> None:
@@ -834,6 +847,7 @@ THREE = ["Write to Ann", "Ask Bob why", "Tell Cy"]
         "## Prompts\n1. Write to Ann\n\n2. Ask Bob why\n\n\n3. Tell Cy\nNote: they all differ.",
         "1. Write\n   to Ann\n2. Ask Bob\nwhy\n3. Tell Cy",
         '1. "Write to Ann" - this is about Ann.\n2. Ask Bob why (This one is hard)\n3. Tell Cy',
+        '1. "Write to Ann" - it has "Ann" in it\n2. Ask Bob why\n3. Tell Cy',
         "1. Write to Ann\n   Explanation: she\n   is nice.\n2. Ask Bob why\n3. Tell Cy",
         "1. Write to Ann\n   Why this one: she is nice.\n2. Ask Bob why\n3. Tell Cy",
         '1. "Write to Ann" Note: easy.\n2. Ask Bob why\n3. Tell Cy - Because he listens',

@@ -14,6 +14,8 @@ from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, 
 from minialign.evaluation.judge import ModelJudge, Rating
 from minialign.evaluation.scopes import (
     AGAIN,
+    COT,
+    IN_CONTEXT,
     ScopeScores,
     Scorer,
     by_check,
@@ -75,10 +77,12 @@ def prepare_feedback_contest(
             "--judges model --judge-model NAME [--judge-url URL]"
         )
     one = len(folders) == 1
-    adapters = {
-        record["options"]["method"] if one else folder.name: adapter_folder(str(folder))
-        for folder, record in zip(folders, records, strict=True)
-    }
+    adapters: dict[str, Path] = {}
+    for folder, record in zip(folders, records, strict=True):
+        name = record["options"]["method"] if one else folder.resolve().name
+        if name in adapters or name in (AGAIN, IN_CONTEXT, COT):
+            raise InputError(f"{folder}: there is another contestant called {name}: rename one")
+        adapters[name] = adapter_folder(str(folder))
     return FeedbackContest(records[0], data, adapters)
 
 
@@ -94,9 +98,10 @@ def hold_feedback_contest(
         dtype=options.dtype,
         device=options.device,
     )
-    for name, folder in contest.adapters.items():
-        load_adapter(model, folder, name)
-    policies: dict[str, str | None] = {AGAIN: None, **{name: name for name in contest.adapters}}
+    policies: dict[str, str | None] = {AGAIN: None}
+    for number, (name, folder) in enumerate(contest.adapters.items()):
+        policies[name] = f"run {number + 1}"  # a folder's name may be no name for an adapter
+        load_adapter(model, folder, f"run {number + 1}")
     new = options.max_new_tokens or _usual_length(contest, tokenizer)
     answers = written_answers(contest.data) | sampled_answers(
         model,

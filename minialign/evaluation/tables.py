@@ -54,7 +54,8 @@ def _cell(figures: dict[str, Any], key: str, form: str) -> str:
 
 def win_table(judgement: Judgement, asked: str) -> list[str]:
     """How often the last contestant wins, then everybody's mean."""
-    lines = [f"win rates, judged by {judgement.name} ({judgement.note})"]
+    note = textwrap.wrap(judgement.note, WIDTH - 2, break_on_hyphens=False, break_long_words=False)
+    lines = [f"win rates, judged by {judgement.name}", *(f"  {line}" for line in note)]
     if not judgement.can_judge:
         return [*lines, "  no win rates: this judge could not judge, see above"]
     for win in judgement.wins:

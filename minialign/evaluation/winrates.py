@@ -85,7 +85,7 @@ def pairs_of(names: list[str]) -> list[tuple[str, str]]:
 def _means(wins: list[WinRate], draws: dict[tuple[str, str], np.ndarray]) -> dict[str, Interval]:
     rates = {(w.first, w.second): w.rate for w in wins}
     rates |= {(w.second, w.first): 1 - w.rate for w in wins}
-    names = list(dict.fromkeys(name for pair in rates for name in pair))
+    names = list(dict.fromkeys(name for w in wins for name in (w.second, w.first)))
     found = {}
     for name in names:
         rivals = [pair for pair in rates if pair[0] == name]

@@ -1,0 +1,354 @@
+"""From feedback at the command line: train.py, evaluate.py and sample.py --feedback, toy-sized."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_helpers import Outcome, call, evaluate, sample, train, tree, write_checkpoint, write_jsonl
+from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
+from safetensors.torch import load_file
+
+from minialign.config import FEEDBACK_METHODS
+from minialign.feedback import SCOPES, load_feedback_data
+
+KNOBS = (
+    *("--lora-rank", "4", "--lora-alpha", "8", "--learning-rate", "0.01", "--epochs", "2"),
+    *("--pairs-per-step", "2"),
+)
+METHODS = tuple(FEEDBACK_METHODS)
+
+
+def write_data(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    check = {"kind": "ends_with", "text": "Sam"}
+    description = {"feedback": "Sign as Sam", "domain": "notes", "effect": "end with Sam"}
+    (folder / "feedback.json").write_text(json.dumps({**description, "check": check}))
+    for scope in SCOPES:
+        lines = []
+        for number in range(6):
+            line: dict[str, Any] = {
+                "prompt": f"{scope} {number}",
+                "baseline": f"the note {number}",
+                "split": "train" if number < 4 else "test",
+            }
+            if scope == "in_scope":
+                line["revised"] = f"the note {number} Sam"
+            if number >= 4:
+                line |= {"in_context": "a note Sam", "cot": "a note"}
+            lines.append(line)
+        write_jsonl(folder / f"{scope}.jsonl", lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """toy/, data/sam/ and a run of each method."""
+    folder = tmp_path_factory.mktemp("feedback")
+    write_checkpoint(folder / "toy")
+    write_data(folder / "data" / "sam")
+    for method in METHODS:
+        outcome = train_toy(folder, "--method", method, "--out", f"runs/{method}")
+        assert outcome.code == 0, outcome.err
+    return folder
+
+
+def train_toy(cwd: Path, *arguments: str | Path) -> Outcome:
+    return call(train, "--data", "data/sam", "--model", "toy", *KNOBS, *arguments, cwd=cwd)
+
+
+def record(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text(encoding="utf-8"))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
+
+
+# ---- train.py ----
+
+
+def test_a_run_leaves_its_adapter_its_record_a_preview_and_a_page(workplace: Path) -> None:
+    run = workplace / "runs" / "c3po"
+    files = {path.name for path in run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "adapter", "preview.json", "report.html"} <= files
+    assert "state" not in files
+    found = record(run)
+    assert found["feedback"] == "Sign as Sam" and found["options"]["method"] == "c3po"
+    assert found["knobs"]["lora"]["rank"] == 4 and found["knobs"]["in_scope_loss"] == "dpo"
+    assert json.loads((run / "preview.json").read_text())["prompt"] == "in_scope 4"
+
+
+def test_each_method_is_its_setting_of_the_loop(workplace: Path) -> None:
+    for method, fixed in FEEDBACK_METHODS.items():
+        run = workplace / "runs" / method
+        knobs = record(run)["knobs"]
+        assert {name: knobs[name] for name in fixed} == fixed
+        names = set(metrics(run)[0])
+        assert ("dpo" in names) == (method in ("c3po", "dpo"))
+        assert ("nll/out" in names and "nll/near" in names) == (method in ("c3po", "sft-weighted"))
+    adapters = [
+        (workplace / "runs" / method / "adapter" / "adapter_model.safetensors").read_bytes()
+        for method in METHODS
+    ]
+    assert len(set(adapters)) == len(METHODS)
+
+
+def test_data_alone_means_c3po(workplace: Path) -> None:
+    outcome = train_toy(workplace, "--out", "runs/plain")
+    assert outcome.code == 0, outcome.err
+    assert record(workplace / "runs" / "plain")["options"]["method"] == "c3po"
+    assert metrics(workplace / "runs" / "plain") == metrics(workplace / "runs" / "c3po")
+
+
+def test_the_first_lines_say_what_is_learned_and_what_is_kept(workplace: Path) -> None:
+    outcome = train_toy(workplace, "--out", "runs/said")
+    assert "feedback  Sign as Sam" in outcome.out
+    assert "dpo on 4 revised answers" in outcome.out
+    assert "nll x 0.2 out of scope (4 answers), x 0.1 near scope (4)" in outcome.out
+    assert "python evaluate.py runs/said" in outcome.out
+
+
+def test_an_adapter_can_be_gone_on_from(workplace: Path) -> None:
+    """With a learning rate of next to nothing the result is the adapter that it began with."""
+    arguments = ("--init-adapter", "runs/sft", "--out", "runs/on", "--learning-rate", "1e-12")
+    plain = [part for part in KNOBS if not part.startswith("--lora") and part not in ("4", "8")]
+    outcome = call(
+        train, "--data", "data/sam", "--model", "toy", *plain[2:], *arguments, cwd=workplace
+    )
+    assert outcome.code == 0, outcome.err
+    before, after = (
+        load_file(workplace / "runs" / name / "adapter" / "adapter_model.safetensors")
+        for name in ("sft", "on")
+    )
+    assert all((after[key] - before[key]).abs().max() < 1e-6 for key in before)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from minialign.run import Run
+
+    log = Run.log
+
+    def stop(self: Run, stage: str, step: int, found: dict[str, Any]) -> None:
+        log(self, stage, step, found)
+        self.interrupted = step == 1
+
+    monkeypatch.setattr(Run, "log", stop)
+    stopped = train_toy(workplace, "--out", "runs/stopped")
+    assert stopped.code == 130 and "--resume runs/stopped" in stopped.err
+    monkeypatch.setattr(Run, "log", log)
+    again = call(train, "--resume", "runs/stopped", cwd=workplace)
+    assert again.code == 0, again.err
+    assert metrics(workplace / "runs" / "stopped") == metrics(workplace / "runs" / "c3po")
+    assert (workplace / "runs" / "stopped" / "report.html").exists()
+
+
+BAD = {
+    "no folder": (("--data", "nowhere"), "nowhere"),
+    "a method of demonstrations": (("--data", "data/sam", "--method", "spin"), "--demos"),
+    "both": (("--data", "data/sam", "--demos", "x.jsonl"), "not both"),
+    "no data": (("--method", "dpo"), "give --data FOLDER"),
+    "a knob that the method fixes": (
+        ("--data", "data/sam", "--method", "dpo", "--lambda-out", "1"),
+        "--method dpo fixes --lambda-out",
+    ),
+    "a rank besides an adapter's own": (
+        ("--data", "data/sam", "--init-adapter", "runs/sft", "--lora-rank", "2"),
+        "--init-adapter brings its own --lora-rank",
+    ),
+    "a wrong knob": (("--data", "data/sam", "--lambda-near", "-1"), "lambda_near"),
+    "a wrong knob besides a sentence": (
+        ("--feedback", "Sign as Sam", "--lambda-near", "-1"),
+        "lambda_near",
+    ),
+    "a sentence and a folder": (("--feedback", "Sign", "--data", "data/sam"), "not both"),
+    "an empty sentence": (("--feedback", " ", "--out", "runs/none"), "--feedback is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_before_anything_is_written(name: str, workplace: Path) -> None:
+    arguments, said = BAD[name]
+    before = tree(workplace)
+    outcome = call(train, *arguments, "--model", "toy", cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert said in outcome.err
+    assert tree(workplace) == before
+
+
+def test_changed_data_is_not_gone_on_with(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(workplace / "toy", tmp_path / "toy")
+    shutil.copytree(workplace / "data", tmp_path / "data")
+    from minialign.run import Run
+
+    log = Run.log
+    monkeypatch.setattr(
+        Run, "log", lambda self, *a: (log(self, *a), setattr(self, "interrupted", True))[0]
+    )
+    assert train_toy(tmp_path, "--out", "runs/x").code == 130
+    with (tmp_path / "data" / "sam" / "near_scope.jsonl").open("a") as file:
+        file.write('{"prompt": "new", "baseline": "b", "split": "train"}\n')
+    outcome = call(train, "--resume", "runs/x", cwd=tmp_path)
+    assert outcome.code == 2 and "data/sam: has changed" in outcome.err
+
+
+# ---- evaluate.py ----
+
+
+def test_every_method_is_scored_by_scope_as_counted_by_hand(workplace: Path) -> None:
+    runs = [f"runs/{method}" for method in METHODS]
+    outcome = call(evaluate, *runs, "--n", "2", "--max-new-tokens", "12", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    assert "Sign as Sam" in outcome.out and "own check: ends_with" in outcome.out
+    found = json.loads((workplace / "runs" / METHODS[0] / "evaluation.json").read_text())
+    names = {"in-context", "in-context + CoT", "base, again", *METHODS}
+    assert set(found["methods"]) == names
+    for name in names:
+        scores: dict[str, list[float]] = {}
+        for scope in SCOPES:
+            scores[scope] = []
+            for entry in found["scopes"][scope]:
+                by_hand = [float(a.rstrip().endswith("Sam")) for a in entry["answers"][name]]
+                assert entry["scores"][name] == by_hand  # no baseline ends so
+                scores[scope] += by_hand
+        outside = scores["near_scope"] + scores["out_of_scope"]
+        s_in, s_out = (sum(x) / len(x) for x in (scores["in_scope"], outside))
+        method = found["methods"][name]
+        assert method["s_in"]["value"] == pytest.approx(s_in)
+        assert method["s_out"]["value"] == pytest.approx(s_out)
+        assert method["overall"] == pytest.approx((s_in + 1 - s_out) / 2)
+    assert found["methods"]["in-context"]["s_in"]["value"] == 1
+    assert found["methods"]["in-context"]["overall"] == pytest.approx(0.5)
+    assert found["methods"]["base, again"]["drift"] == 0
+    assert all(found["methods"][method]["drift"] > 0 for method in METHODS)
+    page = (workplace / "runs" / METHODS[0] / "report.html").read_text(encoding="utf-8")
+    assert "Sign as Sam" in page
+
+
+BAD_EVALUATION = {
+    "a folder that is no run": (("data/sam",), "not a run folder"),
+    "two runs of one name": (("runs/sft", "runs/../runs/sft"), "another contestant called sft"),
+    "no such data": (("runs/c3po", "--test", "nowhere"), "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_EVALUATION)
+def test_what_cannot_be_evaluated_is_one_line(name: str, workplace: Path) -> None:
+    arguments, said = BAD_EVALUATION[name]
+    outcome = call(evaluate, *arguments, cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert said in outcome.err
+
+
+def test_without_a_check_a_model_must_judge(workplace: Path, tmp_path: Path) -> None:
+    shutil.copytree(workplace, tmp_path / "w")
+    file = tmp_path / "w" / "data" / "sam" / "feedback.json"
+    description = json.loads(file.read_text())
+    del description["check"]
+    file.write_text(json.dumps(description))
+    outcome = call(evaluate, "runs/c3po", cwd=tmp_path / "w")
+    assert outcome.code == 2 and "has no check, so a model must judge" in outcome.err
+    judged = call(
+        evaluate,
+        *("runs/c3po", "--judges", "model", "--judge-model", "toy", "--max-new-tokens", "5"),
+        cwd=tmp_path / "w",
+    )
+    assert judged.code == 0, judged.err
+    assert "answers without a score" in judged.out  # a toy cannot answer a judge's question
+
+
+# ---- sample.py --feedback ----
+
+
+def test_the_help_of_feedback_is_its_own(workplace: Path) -> None:
+    outcome = call(sample, "--feedback", "x", "--help", cwd=workplace)
+    assert outcome.code == 0
+    assert "--prompts-per-category" in outcome.out and "--teacher-url" in outcome.out
+
+
+BAD_FEEDBACK = {
+    "an empty sentence": (("--feedback", " "), "--feedback is empty"),
+    "a check that is no JSON": (("--feedback", "x", "--check", "{"), "--check is not JSON"),
+    "an unknown check": (("--feedback", "x", "--check", '{"kind": "zz"}'), "zz"),
+    "an endpoint that is not there": (
+        ("--feedback", "x", "--teacher-url", "http://127.0.0.1:9/v1", "--teacher-model", "m"),
+        "127.0.0.1:9",
+    ),
+    "an endpoint without a model": (("--feedback", "x", "--teacher-url", "http://a"), "need each"),
+    "a general file that is not there": (("--feedback", "x", "--general", "zz.jsonl"), "zz.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FEEDBACK)
+def test_what_no_data_can_be_made_of_is_one_line(
+    name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("minialign.teacher.FIRST_WAIT", 0.001)
+    arguments, said = BAD_FEEDBACK[name]
+    before = tree(workplace)
+    outcome = call(sample, *arguments, "--model", "toy", cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert said in outcome.err
+    assert tree(workplace) == before
+
+
+def answers(question: str) -> str:
+    """What an able endpoint answers to each of the pipeline's questions."""
+    number = sum(map(ord, question))
+    if "DOMAIN:" in question:
+        return "DOMAIN: notes\nEFFECT: end with Sam"
+    if "categories of requests" in question:
+        return "1. notes to the neighbours\n2. notes to the team"
+    if "REVISED PROMPTS:" in question:
+        listed = [line for line in question.splitlines() if line[:1].isdigit()]
+        return "THOUGHTS: They are fine.\nREVISED PROMPTS:\n" + "\n".join(listed)
+    if "numbered list with one request" in question:
+        words = ["tea", "rain", "bins", "keys", "post", "cats", "oven", "lamp"]
+        picked = [words[(number + step) % 8] for step in range(4)]
+        return "\n".join(
+            f"{i + 1}. leave word {number % 97} on the {word} of {word} street {number % 89}"
+            for i, word in enumerate(picked)
+        )
+    if "REQUEST:" in question:
+        return f"Revised note {number} Sam"
+    if "THOUGHTS:" in question:
+        return f"THOUGHTS: It applies.\nRESPONSE: note {number} Sam"
+    return f"Plain note {number}"
+
+
+def test_a_sentence_becomes_a_folder_that_can_be_trained_on(
+    workplace: Path,
+    server: Loopback,  # noqa: F811
+) -> None:
+    server.default = says_by(answers)
+    outcome = call(
+        sample,
+        *("--feedback", "Sign as Sam", "--out", "data/made", "--responses", "teacher"),
+        *("--teacher-url", server.url, "--teacher-model", "m", "--categories", "2"),
+        *("--prompts-per-category", "4", "--out-of-scope", "6", "--test-fraction", "0"),
+        cwd=workplace,
+    )
+    assert outcome.code == 0, outcome.err
+    assert "next: python train.py --method c3po --data data/made" in outcome.out
+    data = load_feedback_data(workplace / "data" / "made")
+    assert data.feedback == "Sign as Sam" and data.domain == "notes"
+    for scope in SCOPES:
+        assert data.examples(scope, "train")
+    before = len(server.requests)
+    again = call(
+        train,
+        *("--data", "data/made", "--model", "toy", *KNOBS, "--out", "runs/made"),
+        *("--prompt", "note"),
+        cwd=workplace,
+    )
+    assert again.code == 0, again.err
+    assert len(server.requests) == before
