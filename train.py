@@ -61,7 +61,9 @@ def main() -> None:
         from minialign.feedback_job import prepare_feedback
 
         if options.feedback and not options.resume:
-            config_from_flags(C3PO_RECIPES["laptop"], knobs)  # refuses what is wrong before the work
+            config_from_flags(
+                C3PO_RECIPES["laptop"], knobs
+            )  # refuses what is wrong before the work
             options = with_data(options)
         train_from_feedback(prepare_feedback(options, knobs))
         return
@@ -100,6 +102,7 @@ def train(job: Job) -> None:
     import torch
 
     from minialign.lora import active_adapter, apply_lora, save_adapter
+    from minialign.methods.anchors import Anchors
     from minialign.methods.ditto import train_ditto
     from minialign.methods.sft import ADAPTER as SFT
     from minialign.methods.sft import train_sft
@@ -113,7 +116,10 @@ def train(job: Job) -> None:
     before = answer(model, job, None)
     methods = {"sft": train_sft, "ditto": train_ditto, "spin": train_spin}
     with going(job) as run:
-        methods[job.options.method](model, job.train, job.config, run, job.held_out)
+        anchors = Anchors.written(model, job.anchor_prompts, job.config.anchors, run)
+        methods[job.options.method](
+            model, job.train, job.config, run, job.held_out, anchors=anchors
+        )
     if active_adapter(model) != SFT:
         save_adapter(model, job.out / "adapter-sft", SFT)
     finish(model, job, run, before)

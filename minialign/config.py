@@ -140,6 +140,11 @@ class DittoConfig:
     nll_weight: float = knob(
         0.0, "adds this times the demonstrations' loss per token, against DPO collapse"
     )
+    anchors: float = knob(
+        0.0,
+        "adds this times the divergence from the base model on general prompts, in both stages, "
+        "against forgetting; 0: none (not in the paper)",
+    )
     max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm, in both stages")
     weight_decay: float = knob(0.0, "AdamW's weight decay, in both stages")
     max_length: int = knob(
@@ -162,7 +167,7 @@ class DittoConfig:
         require(
             0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
         )
-        for name in ("nll_weight", "weight_decay"):
+        for name in ("nll_weight", "anchors", "weight_decay"):
             require(
                 getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
             )

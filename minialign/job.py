@@ -35,6 +35,8 @@ from minialign.data import (
     training_split,
 )
 from minialign.errors import InputError
+from minialign.feedback import general_prompts
+from minialign.methods.anchors import ANSWERS
 from minialign.run import check_free, check_unfinished
 from minialign.runs import read_run_record
 from minialign.tokenizer import Tokenizer
@@ -70,6 +72,15 @@ class Job:
     def longest(self) -> int:
         """Tokens of the longest demonstrated completion."""
         return max(len(sequence.completion_ids) for sequence in self.train)
+
+    @property
+    def anchor_prompts(self) -> list[tuple[int, ...]]:
+        """General prompts, none that is longer than the context allows."""
+        if not self.config.anchors:
+            return []
+        texts = general_prompts(ANSWERS, self.options.seed)
+        prompts = [tuple(self.tokenizer.encode_prompt(text)) for text in texts]
+        return [prompt for prompt in prompts if len(prompt) < self.config.max_length]
 
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""

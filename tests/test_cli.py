@@ -50,6 +50,7 @@ TYPED = {
     **{"pairs_per_step": "6", "expert_fraction": "0.5", "replay_fraction": "0.25"},
     **{"inter_model_fraction": "0.25", "beta": "0.2", "learning_rate": "0.02"},
     "update_reference": "",
+    "anchors": "0.3",
     **{"warmup_ratio": "0.75", "label_smoothing": "0.125", "nll_weight": "2"},
     **{"max_grad_norm": "3", "weight_decay": "0.0625", "max_length": "99"},
 }

@@ -213,6 +213,7 @@ SFT_KNOBS: dict[str, dict[str, Any]] = {
     "sft.train_on_prompt": {"sft.train_on_prompt": True},
     "max_grad_norm": {"max_grad_norm": 0.01},
     "weight_decay": {"weight_decay": 1.0},
+    "anchors": {"anchors": 3.0},
     "max_length": {"max_length": 22},
 }
 SAMPLING_KNOBS: dict[str, dict[str, Any]] = {
@@ -275,7 +276,7 @@ def test_every_knob_changes_something_in_dpo(path: str, tmp_path: Path, baseline
     assert found.adapters["ditto"] != baseline.adapters["ditto"]
 
 
-@pytest.mark.parametrize("path", ["max_grad_norm", "weight_decay", "lora.dropout"])
+@pytest.mark.parametrize("path", ["max_grad_norm", "weight_decay", "anchors", "lora.dropout"])
 def test_which_sft_knobs_reach_dpo(path: str, tmp_path: Path) -> None:
     """Clipping and weight decay do, dropout must not. Without SFT only DPO is left to change."""
     plain = {"sft.max_steps": 0}

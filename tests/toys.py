@@ -19,6 +19,7 @@ from torch import Tensor
 from minialign.config import DittoConfig, LoRAConfig, SamplingConfig, SFTConfig
 from minialign.data import Demonstration, Sequence, encode_demonstration
 from minialign.lora import adapter_parameters, adapter_state, apply_lora
+from minialign.methods.anchors import Anchors
 from minialign.methods.ditto import train_ditto
 from minialign.model import CausalLM
 from minialign.run import Run
@@ -147,6 +148,9 @@ def small_config(**changes: Any) -> DittoConfig:
     return change(config, changes)
 
 
+ANCHOR_PROMPTS = [(1, 80 + i, 90) for i in range(6)]
+
+
 def change(config: DittoConfig, changes: dict[str, Any]) -> DittoConfig:
     """Knobs by path: `{"beta": .1, "sft.max_steps": 3}`."""
     for path, value in changes.items():
@@ -213,7 +217,8 @@ def small_training(
     run = Run.resume(folder, **options) if resume else Run.create(folder, {}, **options)
     run.tokenizer = tokenizer
     prepare(run)
-    method(model, encoded, config, run, held_out)
+    anchors = Anchors.written(model, ANCHOR_PROMPTS, config.anchors, run)
+    method(model, encoded, config, run, held_out, anchors=anchors)
     return outcome(folder, model)
 
 

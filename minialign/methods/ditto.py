@@ -17,6 +17,7 @@ Where this differs from the paper or from the official code (SALT-NLP/demonstrat
 * All fractions, M and K are knobs that work.
 * `update_reference`, off, is the ablation that the paper warns of: the reference follows the policy
   at every new round. SPIN (spin.py) needs it.
+* `anchors`, none unless asked for, keep the policy near the base model elsewhere (anchors.py).
 * `nll_weight`, 0 as in the paper unless asked for (the laptop recipe has .5), adds the
   demonstrations' own loss, which keeps DPO from lowering the chosen texts along with the rejected.
 """
@@ -33,9 +34,10 @@ from minialign.config import DittoConfig
 from minialign.data import Sequence
 from minialign.lora import adapter_state, copy_adapter, load_adapter_state, trainable_parameters
 from minialign.losses import dpo_loss, sft_loss
+from minialign.methods.anchors import Anchors
 from minialign.methods.comparisons import Comparison, ComparisonPool
 from minialign.methods.sft import ADAPTER as SFT
-from minialign.methods.sft import nats_per_token, train_sft
+from minialign.methods.sft import NO_ANCHORS, nats_per_token, train_sft
 from minialign.model import CausalLM
 from minialign.optim import Optimizer, constant_with_warmup
 from minialign.run import Run
@@ -54,6 +56,7 @@ def train_ditto(
     config: DittoConfig,
     run: Run,
     held_out: SequenceABC[Sequence] = (),
+    anchors: Anchors = NO_ANCHORS,
     name: str = ADAPTER,
 ) -> None:
     """Trains a new adapter `name` on a model whose active adapter is a fresh "sft"; in place.
@@ -61,7 +64,7 @@ def train_ditto(
     Both stay in the model, the new one active. Samples, metrics and what `--resume` needs are kept
     in `run`.
     """
-    train_sft(model, demonstrations, config, run, held_out)
+    train_sft(model, demonstrations, config, run, held_out, anchors)
     if config.update_reference:
         copy_adapter(model, SFT, FOLLOWER)
     copy_adapter(model, SFT, name)
@@ -91,7 +94,7 @@ def train_ditto(
         )
         with run.phase("train"):
             metrics = preference_step(model, pairs, reference, config, run.micro_batch_tokens)
-            metrics |= optimizer.step(step)
+            metrics |= anchors.backward(model, name, step, run) | optimizer.step(step)
         ends_round = (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps
         if ends_round:
             metrics |= _held_out_metrics(model, held_out, reference, config, run)

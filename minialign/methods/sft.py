@@ -6,7 +6,6 @@ the completion and its end token by default.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence as SequenceABC
 
 import torch
@@ -15,6 +14,7 @@ from minialign.config import DittoConfig
 from minialign.data import Sequence
 from minialign.lora import reference_policy, trainable_parameters
 from minialign.losses import sft_loss
+from minialign.methods.anchors import Anchors, draw_batch
 from minialign.model import CausalLM
 from minialign.optim import Optimizer, cosine_with_warmup
 from minialign.run import Run
@@ -22,6 +22,7 @@ from minialign.scoring import micro_batches, score
 from minialign.state import Parts
 
 ADAPTER = "sft"
+NO_ANCHORS = Anchors([], 0.0)
 
 
 def train_sft(
@@ -30,6 +31,7 @@ def train_sft(
     config: DittoConfig,
     run: Run,
     held_out: SequenceABC[Sequence] = (),
+    anchors: Anchors = NO_ANCHORS,
 ) -> None:
     """Minimises the demonstrations' loss per token, until `stop_loss` or `max_steps` is reached.
 
@@ -63,7 +65,7 @@ def train_sft(
                 part_loss = sft_loss(score(model, part), total)
                 part_loss.backward()
                 loss += part_loss.item()
-            measured = optimizer.step(step)
+            measured = anchors.backward(model, "sft", step, run) | optimizer.step(step)
         run.log("sft", step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
         losses.append(loss)
         if loss < knobs.stop_loss:
@@ -74,21 +76,6 @@ def train_sft(
     if losses:
         text = f"{len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f} nats per token"
         run.say("SFT", text, unseen)
-
-
-def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:
-    """The batch of a step: each epoch is a shuffle of its own, dealt in order.
-
-    A function of (seed, step) alone.
-    """
-    size = min(size, len(items))
-    places = range(step * size, (step + 1) * size)
-    epochs = {place // len(items) for place in places}
-    orders = {
-        epoch: random.Random(f"{seed}/sft/{epoch}").sample(range(len(items)), len(items))
-        for epoch in epochs
-    }
-    return [items[orders[place // len(items)][place % len(items)]] for place in places]
 
 
 def nats_per_token(

@@ -17,7 +17,9 @@ from collections.abc import Sequence as SequenceABC
 
 from minialign.config import DEMONSTRATION_METHODS, DittoConfig
 from minialign.data import Sequence
+from minialign.methods.anchors import Anchors
 from minialign.methods.ditto import train_ditto
+from minialign.methods.sft import NO_ANCHORS
 from minialign.model import CausalLM
 from minialign.run import Run
 
@@ -30,9 +32,10 @@ def train_spin(
     config: DittoConfig,
     run: Run,
     held_out: SequenceABC[Sequence] = (),
+    anchors: Anchors = NO_ANCHORS,
 ) -> None:
     """Trains a new adapter "spin" on a model whose active adapter is a fresh "sft"; in place."""
-    train_ditto(model, demonstrations, as_spin(config), run, held_out, ADAPTER)
+    train_ditto(model, demonstrations, as_spin(config), run, held_out, anchors, ADAPTER)
 
 
 def as_spin(config: DittoConfig) -> DittoConfig:

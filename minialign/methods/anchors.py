@@ -1,0 +1,79 @@
+"""Anchors: what a model that learns a voice is to keep, everything else.
+
+DITTO's authors name forgetting as its limitation, and point to C3PO (arXiv 2406.00888, section 7).
+Here the base model answers prompts about anything else once, before the training, and every step
+also holds the policy's distribution on a few of these answers to the base model's:
+
+    loss + weight KL(base || policy),   nats per token of the anchors
+
+That is C3PO's out-of-scope constraint in its exact form (`scoring.divergence`), and unlike the
+likelihood of so few answers it cannot be overfitted: where the policy has not moved it is 0.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+
+from minialign.config import SamplingConfig
+from minialign.data import Sequence
+from minialign.lora import reference_policy
+from minialign.model import CausalLM
+from minialign.run import Run
+from minialign.sampler import sample
+from minialign.scoring import divergence, micro_batches
+
+ANSWERS, TOKENS, PER_STEP = 48, 96, 4  # prompts that are asked, of an answer, in a step
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """The base model's answers, dealt in shuffled order; of weight 0 they cost nothing."""
+
+    sequences: list[Sequence]
+    weight: float
+
+    @classmethod
+    def written(
+        cls, model: CausalLM, prompts: SequenceABC[tuple[int, ...]], weight: float, run: Run
+    ) -> Anchors:
+        """Lets the base model answer. The same run has the same anchors, resumed or not."""
+        if not weight or not prompts:
+            return cls([], 0.0)
+        seed = run.derive_seed("anchors", 0)
+        with run.phase("sample"), reference_policy(model, None):
+            groups = sample(model, prompts, 1, SamplingConfig(TOKENS), seed=seed)
+        answers = zip(prompts, groups, strict=True)
+        return cls([Sequence(prompt, group[0].ids) for prompt, group in answers], weight)
+
+    def backward(self, model: CausalLM, stage: str, step: int, run: Run) -> dict[str, float]:
+        """Adds their gradient to a step's; returns the divergence, unweighted, as a metric."""
+        if not self.weight:
+            return {}
+        batch = draw_batch(self.sequences, PER_STEP, step, run.derive_seed(f"anchors/{stage}", 0))
+        tokens = sum(len(sequence.completion_ids) for sequence in batch)
+        total = 0.0
+        training = model.training
+        model.eval()  # the base is compared without dropout
+        for part in micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens):
+            loss = divergence(model, part, None).sum() / tokens
+            (self.weight * loss).backward()
+            total += loss.item()
+        model.train(training)
+        return {"kl/anchors": total}
+
+
+def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:
+    """The batch of a step: each epoch is a shuffle of its own, dealt in order.
+
+    A function of (seed, step) alone.
+    """
+    size = min(size, len(items))
+    places = range(step * size, (step + 1) * size)
+    epochs = {place // len(items) for place in places}
+    orders = {
+        epoch: random.Random(f"{seed}/sft/{epoch}").sample(range(len(items)), len(items))
+        for epoch in epochs
+    }
+    return [items[orders[place // len(items)][place % len(items)]] for place in places]
