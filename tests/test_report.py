@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import itertools
 import json
 import math
+import random
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -20,14 +23,16 @@ from conftest import refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minialign.config import C3PO_LAPTOP
 from minialign.evaluation import charts
 from minialign.evaluation.charts import Bar, Series
-from minialign.evaluation.report import write_comparison, write_report
+from minialign.evaluation.report import MOST_WORDS, word_diff, write_comparison, write_report
 
 SECTIONS = [
     *("before-after", "win-rates", "contestants", "answers", "curves", "rounds", "pairs"),
     *("costs", "commands"),
 ]
+FEEDBACK_SECTIONS = ["before-after", "scores", "scopes", "curves", "costs", "commands"]
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -155,6 +160,107 @@ def make_run(folder: Path, **files: Any) -> Path:
             text = json.dumps(content)
         (folder / name).write_text(text, encoding="utf-8")
     return folder
+
+
+# ---- a run that learned from feedback ----
+
+FEEDBACK = "Start every recipe with a line that says how many people it serves."
+METHODS = ("in-context", "base, again", "c3po")
+Scored = tuple[float, float]  # a mean and its standard error
+
+
+def feedback_config(method: str = "c3po", **changes: Any) -> dict[str, Any]:
+    options = {
+        **{"method": method, "demos": "", "data": "serves line", "out": "runs/mine"},
+        **{"model": "smollm2-135m-instruct", "recipe": "auto", "seed": 0},
+    }
+    record = {
+        **{"minialign": "0.1.0", "options": options, "recipe": "laptop", "device": "cpu"},
+        **{"knobs": dataclasses.asdict(C3PO_LAPTOP), "feedback": FEEDBACK, "data_sha256": "0"},
+    }
+    return record | changes
+
+
+def feedback_metrics(*, steps: int = 4, done: bool = True) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = [
+        {
+            **{"stage": "c3po", "step": i, "loss": 1.0 - 0.1 * i, "dpo": 0.6931 - 0.125 * i},
+            **{"rewards/chosen": 0.5 * i, "rewards/rejected": -0.25 * i},
+            **{"rewards/margins": 0.75 * i, "rewards/accuracies": 0.875},
+            **{"logps/chosen": -80.0, "logps/rejected": -90.0, "nll/in_scope": 1.5 - 0.1 * i},
+            **{"nll/out": 0.75, "nll/near": 0.625 + 0.01 * i, "lr": 3e-4 * (1 - i / steps)},
+            **{"grad_norm": 1.0, "tokens": 900, "seconds": {"train": 2.0}},
+        }
+        for i in range(steps)
+    ]
+    lines[-1] |= {"eval/dpo": 0.25, "eval/rewards/margins": 2.5, "eval/rewards/accuracies": 0.96}
+    if done:
+        lines.append({"stage": "done", "seconds": {"train": 8.0}, "peak_bytes": {"train": 5e8}})
+    return lines
+
+
+def method_scores(s_in: Scored, near: Scored, far: Scored, *, count: int = 20) -> dict[str, Any]:
+    out = ((near[0] + far[0]) / 2, math.hypot(near[1], far[1]) / 2)
+    keys = ("s_in", "s_near", "s_far", "s_out")
+    counts = (count, count, count, 2 * count)
+    means = {
+        key: {"value": value, "error": error, "count": n}
+        for key, (value, error), n in zip(keys, (s_in, near, far, out), counts, strict=True)
+    }
+    overall = {"overall": (s_in[0] + 1 - out[0]) / 2, "overall_error": 0.03125}
+    return means | overall | {"unscored": 0, "drift": 0.015625, "nats_per_token": 0.75}
+
+
+AGAIN_SCORES = method_scores((0.0, 0.07), (0.05, 0.05), (0.05, 0.05))
+
+
+def feedback_evaluation(own: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    shared = "Mix it and bake it. Enjoy!"
+    record = {
+        **{"command": "python evaluate.py runs/mine", "options": {}, "feedback": FEEDBACK},
+        **{"domain": "recipes", "effect": "say it", "scored": "by the feedback's own check: regex"},
+        "methods": {
+            "in-context": method_scores((0.5, 0.1), (0.5, 0.1), (0.2, 0.1))
+            | {"drift": None, "nats_per_token": None, "unscored": 2},
+            "base, again": AGAIN_SCORES,
+            "c3po": own or method_scores((0.9, 0.0625), (0.1, 0.0625), (0.05, 0.05)),
+        },
+        "scopes": {
+            scope: [
+                {
+                    "prompt": f"{scope} prompt {i}",
+                    "baseline": f"Here is {scope} {i}. {shared}",
+                    "answers": {
+                        **{name: [f"{name} to {scope} {i}"] for name in METHODS},
+                        "c3po": [f"Serves: {i} people.\n\nHere is {scope} {i}. Mix and bake it."],
+                    },
+                    "scores": {"in-context": [None], "base, again": [0.0], "c3po": [1.0 - i]},
+                }
+                for i in range(3)
+            ]
+            for scope in ("in_scope", "near_scope", "out_of_scope")
+        },
+    }
+    return record | changes
+
+
+def make_feedback_run(folder: Path, **files: Any) -> Path:
+    contents = {
+        **{"config": feedback_config(), "metrics": feedback_metrics(), "samples": None},
+        **{"preview": PREVIEW, "evaluation": feedback_evaluation()},
+    }
+    return make_run(folder, **contents | files)
+
+
+@pytest.fixture
+def feedback_page(tmp_path: Path) -> Callable[..., Page]:
+    """`feedback_page(evaluation=None)`: the page of a run that learned from feedback."""
+
+    def make(**files: Any) -> Page:
+        folder = make_feedback_run(tmp_path / "mine", **files)
+        return Page(write_report(folder).read_text(encoding="utf-8"))
+
+    return make
 
 
 @pytest.fixture
@@ -448,6 +554,245 @@ def test_the_command_is_the_one_given_or_one_that_does_the_same(
     assert "--beta" not in composed and composed.count("--out runs/mine") == 1
 
 
+# ---- what was learned from feedback ----
+
+
+def test_a_run_from_feedback_has_its_own_sections(feedback_page: Callable[..., Page]) -> None:
+    page = feedback_page()
+    assert page.sections() == FEEDBACK_SECTIONS
+    check_well_formed(page)
+    check_self_contained(page)
+    assert [tag for tag, _ in page.elements].count("blockquote") == 1
+    assert page.text.index(FEEDBACK) < page.text.index(page.headline)
+
+
+GOOD, NONE, SOME = (0.9, 0.07), (0.05, 0.05), (0.6, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("s_in", "near", "far", "expected"),
+    [
+        (GOOD, NONE, NONE, "follows the feedback where it belongs, and leaves other answers alone"),
+        (GOOD, SOME, NONE, "where it belongs, but changes answers near its scope"),
+        (GOOD, NONE, SOME, "where it belongs, but changes answers far from its scope"),
+        (GOOD, SOME, SOME, "where it belongs, but changes other answers"),
+        (GOOD, (0.15, 0.075), (0.15, 0.075), "where it belongs, and whether other answers are"),
+        (GOOD, (0.17, 0.04), (0.17, 0.04), "where it belongs, but changes other answers"),
+        ((0.3, 0.1), NONE, NONE, "follows the feedback more than the base model where it belongs"),
+        (
+            (0.1, 0.1),
+            NONE,
+            NONE,
+            "is not shown to follow the feedback where it belongs, but leaves",
+        ),
+        (
+            (0.1, 0.1),
+            SOME,
+            NONE,
+            "is not shown to follow the feedback where it belongs, and changes",
+        ),
+        ((-0.5, 0.1), NONE, NONE, "follows the feedback less than the base model where it belongs"),
+    ],
+)
+def test_the_headline_says_where_the_feedback_is_followed(
+    feedback_page: Callable[..., Page], s_in: Scored, near: Scored, far: Scored, expected: str
+) -> None:
+    own = method_scores(s_in, near, far)
+    headline = feedback_page(evaluation=feedback_evaluation(own)).headline
+    assert headline.startswith("C3PO ") and expected in headline
+    value = f"{s_in[0]:.2f}".replace("-", "−")
+    assert f"S_in {value} ± {s_in[1]:.2f} of at most 1, S_" in headline
+    if "near its scope" in headline:
+        assert "S_near 0.60 ± 0.10 against 0.05 ± 0.05 when the base model ans" in headline
+    elif "far from" in headline:
+        assert "S_far 0.60 ± 0.10 against 0.05 ± 0.05 when the base model ans" in headline
+    else:
+        assert f"S_out {own['s_out']['value']:.2f} ± " in headline
+        assert "against 0.05 ± 0.04 when the base model answers again" in headline
+
+
+def test_a_noisy_base_model_excuses_the_same_noise_in_the_trained_one(
+    feedback_page: Callable[..., Page],
+) -> None:
+    noise = (0.3, 0.04)
+    record = feedback_evaluation(method_scores(GOOD, noise, noise))
+    assert "changes other answers" in feedback_page(evaluation=record).headline
+    record["methods"]["base, again"] = method_scores((0.0, 0.07), noise, noise)
+    assert "leaves other answers alone" in feedback_page(evaluation=record).headline
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(40, "follows the feedback where it belongs, and leaves"), (2, "is not shown to follow")],
+)
+def test_a_few_answers_that_agree_are_not_taken_for_certainty(
+    feedback_page: Callable[..., Page], count: int, expected: str
+) -> None:
+    record = feedback_evaluation(method_scores((1.0, 0.0), (0.0, 0.0), (0.0, 0.0), count=count))
+    record["methods"]["base, again"] = method_scores(*[(0.0, 0.0)] * 3, count=count)
+    headline = feedback_page(evaluation=record).headline
+    assert expected in headline
+    assert ("cannot be told from so few" in headline) == (count == 2)
+
+
+@pytest.mark.parametrize(
+    ("rival", "expected"),
+    [
+        (((0.5, 0.1), (0.5, 0.1), (0.2, 0.1)), "better than the feedback given in the prompt"),
+        (((0.85, 0.1), (0.1, 0.1), (0.0, 0.1)), "not shown to be better or worse than the"),
+        (((1.0, 0.01), (0.0, 0.01), (0.0, 0.01)), "worse than the feedback given in the prompt"),
+    ],
+)
+def test_the_rival_in_the_prompt_is_named_with_what_can_be_said_of_it(
+    feedback_page: Callable[..., Page], rival: tuple[Scored, Scored, Scored], expected: str
+) -> None:
+    record = feedback_evaluation(method_scores((0.8, 0.0625), (0.1, 0.05), (0.1, 0.05)))
+    record["methods"]["in-context"] = method_scores(*rival)
+    text = feedback_page(evaluation=record).text
+    assert f"Over all, with S_overall 0.85 ± 0.03, it is {expected}" in text
+    assert f"(in-context: {record['methods']['in-context']['overall']:.2f} ± 0.03)." in text
+    del record["methods"]["in-context"]
+    assert "Over all" not in feedback_page(evaluation=record).text
+
+
+def test_the_scores_shown_are_the_scores_given(feedback_page: Callable[..., Page]) -> None:
+    own = method_scores((0.875, 0.0625), (0.1, 0.0625), (0.05, 0.05)) | {"unscored": 7}
+    page = feedback_page(evaluation=feedback_evaluation(own))
+    for shown in ("0.88 ± 0.06", "0.08 ± 0.04", "0.90 ± 0.03", "0.016"):
+        assert shown in page.text
+    assert "7 of its answers could not be scored" in page.text
+    assert "by the feedback's own check: regex" in page.text
+    labels = " ".join(page.labels())
+    assert "S_in: in-context 0.50 (0.30 to 0.70); base model, again 0.00 (−0.14 to 0.14)" in labels
+    assert "C3PO 0.88 (0.75 to 1.00)" in labels  # 1 is the most that it can be
+    assert "S_near: in-context 0.50 (0.30 to 0.70)" in labels
+    assert "S_far: in-context 0.20 (0.00 to 0.40)" in labels
+
+
+def test_the_answers_stand_by_scope_with_their_scores(feedback_page: Callable[..., Page]) -> None:
+    page = feedback_page()
+    places = [
+        page.text.index(f"{scope} prompt 0") for scope in ("in_scope", "near_scope", "out_of_scope")
+    ]
+    assert places == sorted(places)
+    for i in range(3):
+        for part in (f"in_scope prompt {i}", f"Here is near_scope {i}.", f"Serves: {i} people."):
+            assert part in page.text
+    for said in ("1: follows it more", "0: follows it as much", "−1: follows it less"):
+        assert page.source.count(f'class="score">{said}<') == 1
+    assert page.text.count("1: changed") == 2 * 2  # 1 and -1, in two scopes
+    assert page.text.count("Scores of the others: in-context –; base model, again 0") == 9
+    folds = [a for tag, a in page.elements if tag == "details" and a.get("class") == "fold"]
+    assert ["open" in fold for fold in folds[:9]] == [
+        *(True, True, False),
+        *(True, False, False) * 2,
+    ]
+
+
+def test_changed_words_are_marked_on_both_sides(feedback_page: Callable[..., Page]) -> None:
+    source = feedback_page().source
+    assert "<ins>Serves: 0 people.</ins>\n\nHere is in_scope 0." in source
+    assert "Mix <del>it</del> and bake it. <del>Enjoy!</del>" in source
+
+
+WORDS = st.text(st.sampled_from("ab<& \n"), max_size=30)
+
+
+@given(WORDS, WORDS)
+def test_marking_changes_neither_text(before: str, after: str) -> None:
+    marked = word_diff(before, after)
+    assert marked[2]
+    for text, side, tag in zip((before, after), marked, ("del", "ins"), strict=False):
+        Page(str(side))
+        assert html.unescape(re.sub(f"</?{tag}>", "", str(side))) == text
+        assert not re.search(rf"<{tag}>(\s|</)|\s</{tag}>", str(side))
+        kept = html.unescape(re.sub(rf"<{tag}>.*?</{tag}>", " ", str(side), flags=re.DOTALL))
+        other = re.sub("</?(del|ins)>", "", str(marked[1 if tag == "del" else 0]))
+        assert set(kept.split()) <= set(html.unescape(other).split())
+
+
+def test_marking_is_fast_whatever_the_texts_are() -> None:
+    draw = random.Random(0)
+    few, many = [f"w{i}" for i in range(40)], ["same"]
+    began = time.process_time()
+    for words in (few, many):
+        before, after = (" ".join(draw.choices(words, k=MOST_WORDS)) for _ in range(2))
+        assert word_diff(before, after)[2]
+    assert time.process_time() - began < 2
+    long = "<b> " * (MOST_WORDS + 1)
+    assert word_diff(long, "short") == (html.escape(long), "short", False)
+
+
+def test_the_curves_of_a_run_from_feedback_are_those_of_its_loss(
+    feedback_page: Callable[..., Page],
+) -> None:
+    titles = [label.split(":")[1].strip() for label in feedback_page().labels()[3:]]
+    drawn = ["loss", "DPO", "kept answers", "revised answers", "rewards", "margins", "accuracies"]
+    assert titles[:8] == [*drawn, "learning rate"]
+    labels = " ".join(feedback_page().labels())
+    assert "C3PO: DPO: DPO from 0.693 at step 1" in labels
+    assert "unseen prompts 2.50 at step 4" in labels
+    kl = [
+        {re.sub("^nll/(out|near)", r"kl/\1", key): value for key, value in line.items()}
+        for line in feedback_metrics()
+    ]
+    labels = " ".join(feedback_page(metrics=kl).labels())
+    assert "C3PO: divergence: near its scope from 0.625" in labels and "kept answers" not in labels
+
+
+@pytest.mark.parametrize(
+    ("method", "shown"), [("dpo", "DPO"), ("sft", "SFT"), ("sft-weighted", "SFT with constraints")]
+)
+def test_the_baselines_of_c3po_go_by_their_own_names(
+    feedback_page: Callable[..., Page], method: str, shown: str
+) -> None:
+    page = feedback_page(config=feedback_config(method), evaluation=None)
+    assert f"Trained on a sentence of feedback: 4 {shown} steps." in page.headline
+    assert f"{shown}: loss" in " ".join(page.labels()) and "C3PO" not in page.text
+
+
+def test_a_run_from_feedback_that_was_not_evaluated_says_how_to(
+    feedback_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = feedback_page(evaluation=None)
+    assert page.sections() == ["before-after", "curves", "costs", "commands"]
+    assert "has not been evaluated yet" in page.headline
+    assert "96 % of the pairs moved towards" in page.text.replace("\u00a0", " ")
+    for command in ("evaluate.py", "sample.py --adapter"):
+        assert f"python {command} {tmp_path / 'mine'}" in page.text
+    unscorable = feedback_evaluation(method_scores(*[(math.nan, math.nan)] * 3))
+    assert "too few answers could be scored" in feedback_page(evaluation=unscorable).headline
+
+
+def test_an_unfinished_run_from_feedback_gets_a_page(feedback_page: Callable[..., Page]) -> None:
+    lines = feedback_metrics(steps=3, done=False)
+    page = feedback_page(metrics=lines, evaluation=None, preview=None, adapter=None)
+    assert page.headline == "This run is not finished: it came to C3PO step 3."
+    assert FEEDBACK in page.text and "evaluate.py" not in page.text
+    check_well_formed(page)
+
+
+def test_the_commands_of_a_run_from_feedback(feedback_page: Callable[..., Page]) -> None:
+    text = feedback_page(preview=None).text
+    assert (
+        "python train.py --method c3po --data 'serves line' --model smollm2-135m-instruct "
+        "--out runs/mine" in text
+    )
+    assert "--prompt 'in_scope prompt 0' -n 3" in text and "evaluate.py runs/mine" in text
+
+
+def test_several_runs_evaluated_together_are_called_by_their_folders(
+    feedback_page: Callable[..., Page],
+) -> None:
+    record = feedback_evaluation()
+    for place in (record["methods"], *(e["answers"] for e in record["scopes"]["in_scope"])):
+        place["mine"] = place.pop("c3po")
+        place["other"] = place["mine"]
+    page = feedback_page(evaluation=record)
+    assert page.headline.startswith("mine follows the feedback")
+    assert "Serves: 0 people." in page.text
+
+
 # ---- whatever a file may hold ----
 
 HOSTILE = {
@@ -486,6 +831,36 @@ def hostile_run(text: str) -> dict[str, Any]:
         **{"config": record, "preview": dict.fromkeys(PREVIEW, text), "evaluation": shown},
         **{"metrics": lines},
     }
+
+
+def hostile_feedback(text: str) -> dict[str, Any]:
+    """The same for a run that learned from feedback."""
+    record = feedback_config(command=text, recipe=text, feedback=text)
+    record["options"] |= {"model": text, "data": text}
+    record["knobs"] = {**record["knobs"], text: text}
+    shown = feedback_evaluation() | {"feedback": text, "scored": text, "command": text}
+    shown["methods"] = {text: AGAIN_SCORES, **shown["methods"]}
+    for entry in itertools.chain(*shown["scopes"].values()):
+        entry |= {"prompt": text, "baseline": text}
+        entry["answers"] = {name: [text] for name in shown["methods"]}
+        entry["scores"][text] = [0.0]
+    return {**{"config": record, "evaluation": shown}, "preview": dict.fromkeys(PREVIEW, text)}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_every_text_of_a_feedback_run_is_shown_as_text(
+    feedback_page: Callable[..., Page], name: str
+) -> None:
+    text = HOSTILE[name]
+    plain, page = (feedback_page(**hostile_feedback(shown)) for shown in ("plain", text))
+    check_well_formed(page)
+    check_self_contained(page)
+    assert page.sections() == plain.sections() == FEEDBACK_SECTIONS
+    tags = [Counter(tag for tag, _ in p.elements) for p in (page, plain)]
+    assert tags[0] == tags[1]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", page.source)
+    if name not in ("control", "half a character", "line ends"):
+        assert "".join(page.texts).count(text) >= 30
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -552,6 +927,20 @@ def test_an_evaluation_with_broken_parts_is_refused(tmp_path: Path, change: dict
     assert "evaluation.json" in refusal(lambda: write_report(folder))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"methods": None}, {"methods": {"c3po": 3}}, {"methods": {"c3po": {"s_in": 1}}}),
+        *({"scopes": []}, {"scopes": {"in_scope": ["text"]}}),
+        {"scopes": {"in_scope": [{"prompt": "a", "baseline": "b", "answers": {"c3po": [3]}}]}},
+        {"scopes": {"in_scope": [{"prompt": "a", "baseline": "b", "answers": {}, "scores": 1}]}},
+    ],
+)
+def test_scores_with_broken_parts_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = make_feedback_run(tmp_path / "mine", evaluation=feedback_evaluation() | change)
+    assert "evaluation.json" in refusal(lambda: write_report(folder))
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert "not a run folder" in refusal(lambda: write_report(tmp_path))
 
@@ -568,6 +957,34 @@ def test_a_run_of_the_papers_size_stays_below_two_megabytes(run_page: Callable[.
     assert len(page.source.encode()) < 2_000_000
     drawn = re.findall(r"<svg.*?</svg>", page.source, re.DOTALL)
     assert len(drawn) == 10 and max(map(len, drawn)) < 25_000
+
+
+def test_hundreds_of_test_prompts_stay_below_two_megabytes(
+    feedback_page: Callable[..., Page],
+) -> None:
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in "& < é rem mar".split() for b in "able king dom ish".split()]
+
+    def text() -> str:
+        return " ".join(draw.choices(words, k=300))
+
+    record = feedback_evaluation()
+    names = ("in-context", "in-context + CoT", "base, again", "c3po")
+    for scope in record["scopes"]:
+        record["scopes"][scope] = [
+            {
+                **{"prompt": f"{scope} {i}?", "baseline": text()},
+                **{"answers": {name: [text()] for name in names}, "scores": {"c3po": [1.0]}},
+            }
+            for i in range(100)
+        ]
+    page = feedback_page(evaluation=record, metrics=feedback_metrics(steps=1000))
+    assert 1_000_000 < len(page.source.encode()) < 2_000_000
+    shown = {scope: page.text.count(f"{scope} ") for scope in record["scopes"]}
+    assert all(20 < count < 100 for count in shown.values())
+    left_out = [int(n) for n in re.findall(r"(\d+) more prompts in evaluation.json", page.text)]
+    assert [100 - count for count in shown.values()] == left_out
+    check_well_formed(page)
 
 
 # ---- many runs ----
@@ -600,6 +1017,40 @@ def test_a_comparison_has_a_row_a_run_and_a_column_a_knob_that_differs(tmp_path:
         *("SFT loss", "Preference loss", "Margins", "Unseen texts")
     ]
     assert all(f"run {number}" in label for label in page.labels() for number in range(3))
+
+
+def test_a_comparison_of_runs_from_feedback_has_their_scores(tmp_path: Path) -> None:
+    runs = [
+        make_feedback_run(tmp_path / "one"),
+        make_feedback_run(tmp_path / "two", config=feedback_config("dpo"), evaluation=None),
+    ]
+    page = Page(write_comparison(runs, tmp_path / "all.html").read_text(encoding="utf-8"))
+    check_well_formed(page)
+    check_self_contained(page)
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', page.source)
+    assert heads == ["Run", "Method", "S_in", "S_out", "S_overall", "Time"]
+    for shown in ("0.90 ± 0.06", "0.08 ± 0.04", "0.91 ± 0.03", "C3PO", "DPO"):
+        assert shown in page.text
+    assert "Share won" not in page.text
+    assert [label.split(":")[0] for label in page.labels()] == [
+        *("Loss from feedback", "Margins", "Kept answers near the scope")
+    ]
+
+
+def test_a_comparison_of_both_kinds_has_the_columns_of_both(tmp_path: Path) -> None:
+    runs = [make_feedback_run(tmp_path / "one"), *make_runs(tmp_path)]
+    page = Page(write_comparison(runs, tmp_path / "all.html").read_text(encoding="utf-8"))
+    check_well_formed(page)
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)', page.source)
+    assert heads[:7] == [
+        *("Run", "Method", "Share won", "Unseen, nats per token", "S_in", "S_out", "S_overall")
+    ]
+    rows = re.findall(r"<tbody>(.*)</tbody>", page.source, re.DOTALL)[0].split("</tr>")[:-1]
+    assert [row.count("<td") for row in rows] == [len(heads) - 1] * 4
+    assert [label.split(":")[0] for label in page.labels()] == [
+        *("SFT loss", "Preference loss", "Loss from feedback", "Margins"),
+        *("Kept answers near the scope", "Unseen texts"),
+    ]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -701,7 +1152,7 @@ def test_no_values_break_a_chart(points: list[tuple[float, float]], many: bool) 
     names = [("a", 0), ("b", 1)]
     drawn = [
         charts.line_chart("t", lines, marks=[1.0], level=(0.5, "half")),
-        charts.bar_chart("t", bars, middle=0.5, top=1),
+        charts.bar_chart("t", bars, middle=0.5, span=(0, 1)),
         charts.stacked_columns("t", names, columns, unit="pairs"),
     ]
     for chart in filter(None, drawn):
@@ -728,7 +1179,7 @@ def test_direct_labels_never_overlap() -> None:
 
 def test_bars_and_whiskers_stand_in_proportion() -> None:
     bars = [Bar("a", 0.25, "25 %", 0.0, 0.5), Bar("b", 0.75, "75 %")]
-    drawn = charts.bar_chart("t", bars, top=1)
+    drawn = charts.bar_chart("t", bars, span=(0, 1))
     widths = [float(w) for w in re.findall(r'class="bar"[^>]* width="([^"]*)"', drawn)]
     assert widths[1] == pytest.approx(3 * widths[0], abs=0.2)
     (whisker,) = re.findall(r'class="whisker" d="M([\d.]+) [\d.]+H([\d.]+)', drawn)
@@ -737,8 +1188,9 @@ def test_bars_and_whiskers_stand_in_proportion() -> None:
 
 # ---- in a browser ----
 
-# Runs inside a page that holds ours in a frame of the wanted width, and writes what it measured
-# where --dump-dom shows it. A text's ground is the nearest background that is not transparent.
+# Runs inside a page that holds ours in frames of the wanted widths, and writes what it measured of
+# each, by its title, where --dump-dom shows it. A text's ground is the nearest background that is
+# not transparent.
 MEASURE = """
 const channels = color => color.match(/[\\d.]+/g).map(Number);
 const light = color => {
@@ -746,8 +1198,8 @@ const light = color => {
     v => v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4);
   return .2126 * r + .7152 * g + .0722 * b;
 };
-onload = () => {
-  const frame = document.querySelector("iframe").contentWindow, page = frame.document;
+const measured = frame => {
+  const page = frame.document;
   for (const fold of page.querySelectorAll("details")) fold.open = true;
   const ground = element => {
     for (let e = element; e; e = e.parentElement) {
@@ -774,8 +1226,12 @@ onload = () => {
   found.wide = [...page.querySelectorAll("main *")].filter(
     e => e.getBoundingClientRect().right > frame.innerWidth + 1 && !e.closest(".scroll")
   ).map(e => e.outerHTML.slice(0, 200)).slice(0, 3);
-  document.title = "measured";
-  document.body.dataset.found = JSON.stringify(found);
+  return found;
+};
+onload = () => {
+  const frames = [...document.querySelectorAll("iframe")];
+  document.body.dataset.found = JSON.stringify(
+    Object.fromEntries(frames.map(f => [f.title, measured(f.contentWindow)])));
 };
 """
 
@@ -800,34 +1256,60 @@ def browse(source: str, folder: Path, width: int = 1280, scheme: str = "light") 
     return json.loads(html.unescape(found[1]))
 
 
-def measure(source: str, folder: Path, width: int, scheme: str) -> dict[str, Any]:
-    """A page in a frame, since a headless window is never as narrow as a phone."""
-    frame = f'<iframe style="border:0;color-scheme:{scheme};width:{width}px;height:900px"'
-    wrapper = (
-        f'<!DOCTYPE html><meta charset="utf-8"><body>{frame} srcdoc="{html.escape(source)}">'
-        f"</iframe><script>{MEASURE}</script>"
-    )
-    return browse(wrapper, folder, width, scheme)
+def measure(sources: dict[str, str], folder: Path, scheme: str) -> dict[str, Any]:
+    """Pages in frames, since a headless window is never as narrow as a phone; all in one browser,
+    which takes long to start. "name, width" -> what was measured.
+    """
+    frames = [
+        f'<iframe style="border:0;color-scheme:{scheme};width:{width}px;height:900px" '
+        f'title="{name}, {width}" srcdoc="{html.escape(source)}"></iframe>'
+        for name, source in sources.items()
+        for width in WIDTHS
+    ]
+    wrapper = f'<!DOCTYPE html><meta charset="utf-8"><body>{"".join(frames)}'
+    return browse(f"{wrapper}<script>{MEASURE}</script>", folder, max(WIDTHS), scheme)
+
+
+WIDTHS = (390, 1280)
+
+
+def pages_of(kind: str, folder: Path) -> dict[str, str]:
+    """An ordinary page of a kind and one whose texts are hostile, as source."""
+    long = HOSTILE["long word"]
+    if kind == "report":
+        files = [
+            write_report(make_run(folder / "plain")),
+            write_report(make_run(folder / "hostile", **hostile_run(long))),
+        ]
+    elif kind == "feedback":
+        files = [
+            write_report(make_feedback_run(folder / "plain")),
+            write_report(make_feedback_run(folder / "hostile", **hostile_feedback(long))),
+        ]
+    else:
+        voices = make_runs(folder)
+        mixed = [*voices, make_feedback_run(folder / "c3po", **hostile_feedback(long))]
+        files = [
+            write_comparison(voices, folder / "plain.html"),
+            write_comparison(mixed, folder / "mixed.html"),
+        ]
+    return {f"{file.parent.name}/{file.name}": file.read_text("utf-8") for file in files}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not looked at in a browser")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("kind", ["whole", "hostile", "comparison"])
+@pytest.mark.parametrize("kind", ["report", "feedback", "comparison"])
 def test_a_browser_shows_it_without_sideways_scrolling_and_legibly(
-    tmp_path: Path, kind: str, width: int, scheme: str
+    tmp_path: Path, kind: str, scheme: str
 ) -> None:
-    if kind == "comparison":
-        source = write_comparison(make_runs(tmp_path), tmp_path / "all.html").read_text("utf-8")
-    else:
-        files = hostile_run(HOSTILE["long word"]) if kind == "hostile" else {}
-        source = write_report(make_run(tmp_path / "mine", **files)).read_text("utf-8")
-    found = measure(source, tmp_path, width, scheme)
-    assert found["width"] == width and found["scrolls"] <= width
-    assert found["wide"] == []
-    assert found["texts"] > 50 and found["least"] >= 4.5, found["worst"]
-    bright = sum(map(int, re.findall(r"\d+", found["ground"])[:3])) / 3
-    assert bright > 200 if scheme == "light" else bright < 60
+    pages = measure(pages_of(kind, tmp_path), tmp_path, scheme)
+    assert len(pages) == 2 * len(WIDTHS)
+    for name, found in pages.items():
+        assert found["width"] == int(name.split(", ")[1]) and found["scrolls"] <= found["width"]
+        assert found["wide"] == [], name
+        assert found["texts"] > 50 and found["least"] >= 4.5, (name, found["worst"])
+        bright = sum(map(int, re.findall(r"\d+", found["ground"])[:3])) / 3
+        assert bright > 200 if scheme == "light" else bright < 60
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: sorting is not tried in a browser")

@@ -287,34 +287,40 @@ def _spread(heights: list[float], top: float, bottom: float) -> list[float]:
 
 
 def bar_chart(
-    title: str, bars: Sequence[Bar], *, unit: str = "", middle: float | None = None, top: float = 0
+    title: str,
+    bars: Sequence[Bar],
+    *,
+    unit: str = "",
+    middle: float | None = None,
+    span: Point = (0, 0),
 ) -> Markup:
-    """Horizontal bars from 0 to `top`, or to the largest value where that is more.
+    """Horizontal bars from 0. The scale is `span`, and goes on to the largest value beyond it.
 
     `middle` draws a dashed line. Bars without a finite value are left out.
     """
     bars = [bar for bar in bars if _finite(bar.value)]
     if not bars:
         return Markup("")
-    row, thick = 40, 12
+    row, thick, (bottom, top) = 40, 12, span
     whole = max([top, *(bar.value for bar in bars), *(bar.high or 0.0 for bar in bars)]) or 1.0
-    scale = (WIDTH - 4) / whole
+    scale = (WIDTH - 4) / (whole - bottom)
 
     def x(value: float) -> float:
-        return 2 + min(max(value, 0.0), whole) * scale
+        return 2 + (min(max(value, bottom), whole) - bottom) * scale
 
     parts = []
     for place, bar in enumerate(bars):
         y = place * row + 20
+        left, right = sorted((x(0.0), x(bar.value)))
         parts.append(
             Markup(
                 '<g class="k{}"><title>{}: {}</title><text x="2" y="{}">{}</text>'
                 '<text x="{}" y="{}" class="end strong">{}</text>'
                 '<rect class="track" x="2" y="{}" width="{}" height="{}" rx="2"/>'
-                '<rect class="bar" x="2" y="{}" width="{:.1f}" height="{}" rx="2"/></g>'
+                '<rect class="bar" x="{:.1f}" y="{}" width="{:.1f}" height="{}" rx="2"/></g>'
             ).format(
                 *(bar.color % COLORS, bar.name, bar.shown, y - 6, _shortened(bar.name)),
-                *(WIDTH - 2, y - 6, bar.shown, y, WIDTH - 4, thick, y, x(bar.value) - 2, thick),
+                *(WIDTH - 2, y - 6, bar.shown, y, WIDTH - 4, thick, left, y, right - left, thick),
             )
         )
         if bar.low is not None and bar.high is not None and _finite(bar.low) and _finite(bar.high):

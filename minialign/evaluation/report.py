@@ -7,10 +7,10 @@ templates decide what is shown and in which words. `write_comparison` puts many 
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import hashlib
 import math
-import shlex
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,57 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from minialign.cli import PREFIXES
-from minialign.config import RECIPES, TrainOptions
 from minialign.data import Demonstration, load_demonstrations, training_split
 from minialign.errors import InputError
 from minialign.evaluation import charts
 from minialign.evaluation.charts import Bar, Series, number, percent
-from minialign.evaluation.findings import Duel, contestant_of, duel, duels_of, find, shown
+from minialign.evaluation.findings import (
+    INTERVAL,
+    LABELS,
+    Duel,
+    called,
+    contestant_of,
+    duel,
+    duels_of,
+    find,
+    hundredths,
+    method_of,
+    scores_of,
+    shown,
+)
 from minialign.evaluation.run_files import (
     UNSEEN,
     Json,
     RunFiles,
+    evaluate_command,
     figure,
     figures,
+    knobs,
     read_run,
     readable,
+    sample_command,
+    train_command,
 )
+from minialign.evaluation.scopes import AGAIN, COT, IN_CONTEXT
+from minialign.feedback import SCOPES
 from minialign.state import replace_whole
 
-COLORS = {"base": 0, "sft": 1, "ditto": 2, "few-shot": 3, "spin": 4}
+COLORS = {
+    **{"base": 0, "sft": 1, "ditto": 2, "few-shot": 3, "spin": 4},
+    **{"c3po": 2, "dpo": 4, "sft-weighted": 6, AGAIN: 0, IN_CONTEXT: 3, COT: 7},
+}
 PAIR_COLORS = {"pairs/expert": 2, "pairs/replay": 1, "pairs/inter_model": 3}
 FORMS: dict[str, Callable[[float], str]] = {
     "nats": lambda value: f"{value:.3f}",
-    "fraction": lambda value: f"{round(value, 2) + 0.0:.2f}".replace("-", "−"),
+    "fraction": hundredths,
+    "score": lambda value: f"{round(value, 2) + 0.0:g}".replace("-", "−"),
     "whole": lambda value: f"{value:,.0f}",
 }
-NOT_KNOBS = ("out", "resume", "overwrite", "inspect")  # options that say nothing about the result
-LONGEST_PROMPT = 200  # characters of a prompt that stands in a command
+SCORES = ("s_in", "s_near", "s_far")
+SCOPE_NAMES = dict(zip(SCOPES, ("In scope", "Near its scope", "Far from its scope"), strict=True))
+OPEN = {"in_scope": 2}  # answers that are not folded; elsewhere one
+SHOWN_BYTES = 400_000  # of a scope's answers: the page holds three
+MOST_WORDS = 400  # of a text whose changes are marked: finding them takes the square of it
 
 
 # ---- the parts of the page ----
@@ -78,7 +102,7 @@ def win_chart(judge: Json) -> Markup:
     means = ((name, duel(record)) for name, record in (judge.get("mean") or {}).items())
     bars = [Bar(shown(n), d.rate, str(d), d.low, d.high, color(n)) for n, d in means if d]
     return charts.bar_chart(
-        "Won against all others", bars, unit="share of comparisons", middle=0.5, top=1
+        "Won against all others", bars, unit="share of comparisons", middle=0.5, span=(0, 1)
     )
 
 
@@ -149,6 +173,83 @@ def column(run: RunFiles, key: str, rival: str = "") -> list[float | None]:
     return [figures(v).get(rival) if rival else figure(v) for v in values]
 
 
+def score_charts(run: RunFiles) -> list[Markup]:
+    """S_in, S_near and S_far of every method, with intervals."""
+    names = list(run.evaluation.get("methods", {}))
+    made = []
+    for key in SCORES:
+        least = -1.0 if key == "s_in" else 0.0
+        bars = []
+        for name in names:
+            if score := scores_of(run, name).get(key):
+                low, high = score.bounds(least)
+                said = f"{hundredths(score.value)} ({hundredths(low)} to {hundredths(high)})"
+                bars.append(Bar(shown(name), score.value, said, low, high, color(name)))
+        lowest = min([0.0, *(bar.low or 0.0 for bar in bars)])
+        unit = "1: follows it more" if key == "s_in" else "0: as the base model does"
+        made.append(charts.bar_chart(LABELS[key], bars, unit=unit, span=(lowest, 1)))
+    return [chart for chart in made if chart]
+
+
+def in_scopes(run: RunFiles) -> list[Json]:
+    """The trained method's first answer to each test prompt beside the base model's, by scope.
+
+    As many as the page has room for; `left_out` counts the others.
+    """
+    own = method_of(run)
+    found = []
+    for scope, title in SCOPE_NAMES.items():
+        entries = (run.evaluation.get("scopes") or {}).get(scope) or []
+        pairs, room = [], SHOWN_BYTES
+        for entry in entries:
+            answer = (entry["answers"].get(own) or [None])[0]
+            if answer is None:
+                continue
+            before, after, marked = word_diff(entry["baseline"], answer)
+            room -= len((before + after + entry["prompt"]).encode())
+            if room < 0:
+                break
+            scores = {name: figure(values[0]) for name, values in entry["scores"].items() if values}
+            pairs.append(
+                {
+                    **{"prompt": entry["prompt"], "before": before, "after": after},
+                    **{"marked": marked, "score": scores.pop(own, None), "others": scores},
+                }
+            )
+        if entries:
+            record = {"title": title, "pairs": pairs, "left_out": len(entries) - len(pairs)}
+            found.append(record | {"open": OPEN.get(scope, 1), "inside": scope == "in_scope"})
+    return found
+
+
+def word_diff(before: str, after: str) -> tuple[Markup, Markup, bool]:
+    """Both texts with the words that only one of them has marked, and whether they are.
+
+    A text of more than MOST_WORDS words is left as it is.
+    """
+    sides = [re.findall(r"\S+\s*|\s+", text) for text in (before, after)]
+    if max(map(len, sides)) > MOST_WORDS:
+        return Markup.escape(before), Markup.escape(after), False
+    words = [[word.strip() for word in side] for side in sides]
+    made: list[list[Markup]] = [[], []]
+    for kind, *span in difflib.SequenceMatcher(a=words[0], b=words[1]).get_opcodes():
+        for place, tag in enumerate(("del", "ins")):
+            text = "".join(sides[place][span[2 * place] : span[2 * place + 1]])
+            made[place].append(Markup.escape(text) if kind == "equal" else _marked(tag, text))
+    return Markup("").join(made[0]), Markup("").join(made[1]), True
+
+
+def _marked(tag: str, text: str) -> Markup:
+    """Without the white space around it, which would be marked too."""
+    inner = text.strip()
+    if not inner:
+        return Markup.escape(text)
+    start = text.index(inner)
+    return Markup("{0}<{1}>{2}</{1}>{3}").format(
+        text[:start], tag, inner, text[start + len(inner) :]
+    )
+
+
 def cost_charts(run: RunFiles) -> list[Markup]:
     """Time and memory by phase."""
     seconds, peaks = run.seconds(), figures(run.summary.get("peak_bytes"))
@@ -171,53 +272,6 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
-def knobs(run: RunFiles) -> dict[str, Any]:
-    """Every option and knob by its flag's name; lists as their text."""
-    options = {k: v for k, v in run.config["options"].items() if k not in NOT_KNOBS}
-    return options | _flat(run.config["knobs"])
-
-
-def _flat(nested: Json) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        inner = value if isinstance(value, dict) else None
-        prefix = PREFIXES.get(name, f"{name}_") if inner is not None else ""
-        flat |= {f"{prefix}{k}": v for k, v in _flat(inner).items()} if inner is not None else {}
-        if inner is None:
-            flat[name] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return flat
-
-
-def train_command(run: RunFiles) -> str:
-    """The command that was given; where it was not kept, one that does the same."""
-    if isinstance(run.config.get("command"), str):
-        return run.config["command"]
-    recipe = run.config.get("recipe")
-    usual: dict[str, Any] = dataclasses.asdict(TrainOptions())
-    usual |= _flat(dataclasses.asdict(RECIPES[recipe])) if recipe in RECIPES else {}
-    given = {"method": run.method}
-    given |= {name: value for name, value in knobs(run).items() if value != usual.get(name)}
-    given = {name: value for name, value in given.items() if value is not None}
-    given["out"] = run.config["options"].get("out") or str(run.folder)
-    words = ["python", "train.py"]
-    for name, value in given.items():
-        flag = name.replace("_", "-")
-        words += (
-            [f"--{'' if value else 'no-'}{flag}"]
-            if isinstance(value, bool)
-            else [f"--{flag}", str(value)]
-        )
-    return shlex.join(words)
-
-
-def sample_command(run: RunFiles) -> str:
-    """Nothing while there is no adapter to sample from."""
-    prompts = [run.preview.get("prompt"), *run.evaluation.get("prompts", [])]
-    usable = [p for p in prompts if isinstance(p, str) and len(p) <= LONGEST_PROMPT]
-    asked = shlex.quote((usable or ["Write an email to my team."])[0])
-    return f"python sample.py --adapter {run.place} --prompt {asked} -n 3" if run.trained else ""
-
-
 # ---- the pages ----
 
 
@@ -227,11 +281,14 @@ def write_report(folder: Path) -> Path:
     Raises InputError, naming the file, where one in the folder is broken.
     """
     run = read_run(Path(folder))
+    scopes = in_scopes(run)
     sections = {
         "before-after": ("Before and after", run.preview),
         "win-rates": ("Win rates", run.evaluation.get("judges")),
+        "scores": ("Scores", run.evaluation.get("methods")),
         "contestants": ("Figures", run.evaluation.get("contestants")),
         "answers": ("Answers", run.evaluation.get("prompts")),
+        "scopes": ("Answers", any(scope["pairs"] for scope in scopes)),
         "curves": ("Curves", any(run.points(stage, "loss") for stage in run.stages)),
         "rounds": ("Rounds", run.samples),
         "pairs": ("Pairs", any(pairs_chart(run, stage) for stage in run.stages)),
@@ -239,7 +296,9 @@ def write_report(folder: Path) -> Path:
         "commands": ("Commands", True),
     }
     there = {name: title for name, (title, content) in sections.items() if content}
-    return _write(run.folder / "report.html", "report.html.jinja", run=run, sections=there)
+    return _write(
+        run.folder / "report.html", "report.html.jinja", run=run, scopes=scopes, sections=there
+    )
 
 
 def write_comparison(folders: Sequence[Path], target: Path) -> Path:
@@ -256,7 +315,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
     differing = [
         name
         for name in dict.fromkeys(name for own in settings for name in own)
-        if len({repr(own.get(name)) for own in settings}) > 1
+        if name != "method" and len({repr(own.get(name)) for own in settings}) > 1
     ]
     return _write(
         Path(target),
@@ -268,12 +327,12 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
 
 
 def overlay(
-    runs: dict[str, RunFiles], first_stage: bool, metric: str, title: str, unit: str
+    runs: dict[str, RunFiles], among: Sequence[str], metric: str, title: str, unit: str
 ) -> Markup:
-    """One metric of all runs in a chart: of their SFT, or of the stage after it."""
+    """One metric of all runs in a chart: of the last of their stages that is `among` these."""
     series = []
     for place, (name, run) in enumerate(runs.items()):
-        stages = [stage for stage in run.stages if (stage == "sft") == first_stage]
+        stages = [stage for stage in run.stages if stage in among]
         points = run.points(stages[-1], metric) if stages else []
         series.append(Series(name, points, place))
     return charts.line_chart(title, series, unit=unit)
@@ -301,11 +360,12 @@ def _write(target: Path, template: str, **content: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers: list[Callable[..., Any]] = [answers, color, column, cost_charts, curve, duel, duration]
-    helpers += [figure, find, knobs, overlay, pairs_chart, rounds, sample_command, train_command]
-    helpers += [prompts_ahead, unseen, verdict, win_chart]
+    helpers: list[Callable[..., Any]] = [answers, called, color, column, cost_charts, curve, duel]
+    helpers += [duration, evaluate_command, figure, find, knobs, method_of, overlay]
+    helpers += [pairs_chart, prompts_ahead, rounds, sample_command, score_charts, scores_of]
+    helpers += [train_command, unseen, verdict, win_chart]
     pages.globals.update({helper.__name__: helper for helper in helpers})
-    pages.globals.update(UNSEEN=UNSEEN, ln2=math.log(2), percent=percent)
+    pages.globals.update(UNSEEN=UNSEEN, INTERVAL=INTERVAL, ln2=math.log(2), percent=percent)
     pages.filters.update(shown=shown, number=number, percent=percent, **FORMS)
     page = pages.get_template(template).render(**content)
     replace_whole(target, lambda path: path.write_text(page, encoding="utf-8"))

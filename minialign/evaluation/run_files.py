@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minialign.cli import PREFIXES
+from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES, TrainOptions
 from minialign.data import read_json, read_jsonl
 from minialign.errors import InputError
+from minialign.feedback import SCOPES
 from minialign.runs import read_run_record
 
 Json = dict[str, Any]
 UNSEEN = "eval/nats_per_token"
+SCORES = ("s_in", "s_near", "s_far", "s_out")
+NOT_KNOBS = ("out", "resume", "overwrite", "inspect")  # options that say nothing about the result
+LONGEST_PROMPT = 200  # characters of a prompt that stands in a command
 
 # What a page cannot hold is made visible: control characters as their pictures, the rest as U+FFFD.
 UNPRINTABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
@@ -43,6 +50,16 @@ class RunFiles:
     @property
     def method(self) -> str:
         return str(self.config["options"].get("method", "ditto"))
+
+    @property
+    def from_feedback(self) -> bool:
+        """Whether it learned from a sentence of feedback; else it did from demonstrations."""
+        return bool(self.config["options"].get("data"))
+
+    @property
+    def feedback(self) -> str:
+        """The sentence; empty where it is not known."""
+        return str(self.config.get("feedback") or self.evaluation.get("feedback") or "")
 
     @property
     def summary(self) -> Json:
@@ -95,17 +112,37 @@ def read_run(folder: Path) -> RunFiles:
         {"options": dict, "knobs": dict},
     )
     file = folder / "evaluation.json"
-    evaluation = _object(file, prompts=list, contestants=dict)
-    for part in (*evaluation.get("contestants", {}).values(), *(evaluation.get("judges") or [])):
-        _checked(part, str(file), {})
     return RunFiles(
         folder,
         config,
         _lines(folder / "metrics.jsonl", stage=str),
         _lines(folder / "samples.jsonl", round=int, demonstration=int, text=str),
         _object(folder / "preview.json", prompt=str, before=str, after=str),
-        evaluation,
+        _feedback_evaluation(file) if config["options"].get("data") else _voice_evaluation(file),
     )
+
+
+def _voice_evaluation(file: Path) -> Json:
+    evaluation = _object(file, prompts=list, contestants=dict)
+    for part in (*evaluation.get("contestants", {}).values(), *(evaluation.get("judges") or [])):
+        _checked(part, str(file), {})
+    return evaluation
+
+
+def _feedback_evaluation(file: Path) -> Json:
+    evaluation = _object(file, methods=dict, scopes=dict)
+    where = str(file)
+    for method in evaluation.get("methods", {}).values():
+        _checked(method, where, dict.fromkeys(SCORES, dict))
+    for scope in SCOPES:
+        for entry in evaluation.get("scopes", {}).get(scope) or []:
+            _checked(entry, where, {"prompt": str, "baseline": str, "answers": dict})
+            for answers in entry["answers"].values():
+                for answer in answers if isinstance(answers, list) else [None]:
+                    _checked({"answer": answer}, where, {"answer": str})
+            scores = _checked(entry, where, {"scores": dict})["scores"]
+            _checked(scores, where, dict.fromkeys(scores, list))
+    return evaluation
 
 
 def _object(file: Path, **fields: type) -> Json:
@@ -149,3 +186,69 @@ def figure(value: Any) -> float | None:
 def figures(value: Any) -> dict[str, float]:
     pairs = value.items() if isinstance(value, dict) else ()
     return {name: number for name, raw in pairs if (number := figure(raw)) is not None}
+
+
+# ---- how the run was made ----
+
+
+def knobs(run: RunFiles) -> dict[str, Any]:
+    """Every option and knob by its flag's name; lists as their text."""
+    options = {k: v for k, v in run.config["options"].items() if k not in NOT_KNOBS}
+    return options | _flat(run.config["knobs"])
+
+
+def _flat(nested: Json) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner = value if isinstance(value, dict) else None
+        prefix = PREFIXES.get(name, f"{name}_") if inner is not None else ""
+        flat |= {f"{prefix}{k}": v for k, v in _flat(inner).items()} if inner is not None else {}
+        if inner is None:
+            flat[name] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    return flat
+
+
+def train_command(run: RunFiles) -> str:
+    """The command that was given; where it was not kept, one that does the same."""
+    if isinstance(run.config.get("command"), str):
+        return run.config["command"]
+    given = {"method": run.method}
+    given |= {name: value for name, value in knobs(run).items() if value != _usual(run).get(name)}
+    given = {name: value for name, value in given.items() if value is not None}
+    given["out"] = run.config["options"].get("out") or str(run.folder)
+    words = ["python", "train.py"]
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        words += (
+            [f"--{'' if value else 'no-'}{flag}"]
+            if isinstance(value, bool)
+            else [f"--{flag}", str(value)]
+        )
+    return shlex.join(words)
+
+
+def _usual(run: RunFiles) -> Json:
+    """What the options and knobs are where no flag is given."""
+    recipe = run.config.get("recipe")
+    recipes: Json = C3PO_RECIPES if run.from_feedback else RECIPES
+    usual: Json = dataclasses.asdict(TrainOptions())
+    if recipe in recipes:
+        usual |= _flat(dataclasses.asdict(recipes[recipe]))
+    return usual | (FEEDBACK_METHODS.get(run.method, {}) if run.from_feedback else {})
+
+
+def sample_command(run: RunFiles) -> str:
+    """Nothing while there is no adapter to sample from."""
+    entries = (run.evaluation.get("scopes") or {}).get("in_scope") or []
+    prompts = [run.preview.get("prompt"), *(entry["prompt"] for entry in entries)]
+    prompts += run.evaluation.get("prompts", [])
+    usable = [p for p in prompts if isinstance(p, str) and len(p) <= LONGEST_PROMPT]
+    asked = shlex.quote((usable or ["Write an email to my team."])[0])
+    return f"python sample.py --adapter {run.place} --prompt {asked} -n 3" if run.trained else ""
+
+
+def evaluate_command(run: RunFiles) -> str:
+    """The one that was given, or the usual one; nothing while there is no adapter."""
+    given = run.evaluation.get("command")
+    usual = f"python evaluate.py {run.place}" if run.trained else ""
+    return given if isinstance(given, str) else usual
