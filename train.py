@@ -57,23 +57,68 @@ def learns_from_feedback(arguments: list[str]) -> bool:
 def main() -> None:
     arguments = sys.argv[1:]
     options, knobs = parse(arguments)
-    if learns_from_feedback(arguments):
-        from minialign.feedback_job import prepare_feedback
-
-        if options.feedback and not options.resume:
-            config_from_flags(
-                C3PO_RECIPES["laptop"], knobs
-            )  # refuses what is wrong before the work
-            options = with_data(options)
-        train_from_feedback(prepare_feedback(options, knobs))
+    from_feedback = learns_from_feedback(arguments)
+    if options.feedback and not options.resume:
+        # refuses what is wrong before the work
+        config_from_flags(C3PO_RECIPES["laptop"], knobs)
+        options = with_data(options)
+    if options.sweep and not options.resume:
+        sweep(options, knobs, from_feedback)
         return
-    from minialign.job import inspect, prepare  # heavy imports come after parsing
-
-    job = prepare(options, knobs)
+    job = prepared(options, knobs, from_feedback)
     if options.inspect:
+        from minialign.job import Job, inspect
+
+        assert isinstance(job, Job)
         print(inspect(job))
         return
-    train(job)
+    run_job(job)
+
+
+def prepared(
+    options: TrainOptions, knobs: dict[str, Any], from_feedback: bool
+) -> Job | FeedbackJob:
+    """Everything that can be refused is, here."""
+    if from_feedback:
+        from minialign.feedback_job import prepare_feedback
+
+        return prepare_feedback(options, knobs)
+    from minialign.job import prepare  # heavy imports come after parsing
+
+    return prepare(options, knobs)
+
+
+def run_job(job: Job | FeedbackJob) -> None:
+    from minialign.job import Job
+
+    if isinstance(job, Job):
+        train(job)
+    else:
+        train_from_feedback(job)
+
+
+def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> None:
+    """All runs are checked before the first one is trained; one page compares them in the end."""
+    from minialign.config import require
+    from minialign.evaluation.report import write_comparison
+    from minialign.sweep import folder_name, grid, is_finished, summary
+
+    require(bool(options.out), "--sweep needs --out: the folder that its runs lie in")
+    folders, jobs = [], []
+    for point in grid(options.sweep):
+        for name in point:
+            require(name not in knobs, f"--sweep {name}: leave out --{name.replace('_', '-')}")
+        folder = Path(options.out) / folder_name(point)
+        folders.append(folder)
+        if is_finished(folder) and not options.overwrite:
+            continue
+        own = dataclasses.replace(options, sweep=(), out=str(folder))
+        jobs.append(prepared(own, knobs | point, from_feedback))
+    for number, job in enumerate(jobs):
+        print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
+        run_job(job)
+    print(f"\n{summary(folders)}\n")
+    print(f"on one page: {write_comparison(folders, Path(options.out) / 'comparison.html')}")
 
 
 def with_data(options: TrainOptions) -> TrainOptions:

@@ -352,6 +352,11 @@ class TrainOptions:
     prompt: str = knob(
         "", "what is answered before and after; by default the first held-out prompt"
     )
+    sweep: tuple[str, ...] = knob(
+        (),
+        "KNOB=VALUE,VALUE: a run for each value (again --sweep: each combination), in folders of "
+        "their own in --out",
+    )
     resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
     overwrite: bool = knob(False, "replace the run that --out holds")
     inspect: bool = knob(
