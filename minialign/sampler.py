@@ -80,9 +80,13 @@ def sample(
     config: SamplingConfig,
     *,
     seed: int,
+    streams: SequenceABC[int] | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[Completion]]:
     """n completions of each prompt (token ids), in order; their `text` is left empty.
+
+    A prompt draws from a random stream of its own: the one with its place's number, or with the
+    number in `streams` (in [0, 2^32)), by which it writes the same whatever else is asked.
 
     In float32 the same seed gives the same completions whatever `config.max_rows` is, up to
     rounding where a random number falls between two tokens. The active adapter is merged into the
@@ -97,7 +101,8 @@ def sample(
     model.eval()
     try:
         with merged_adapter(model), packed_weights(model):
-            rows = _write(model, prompts, n, config, limits, seed, on_token)
+            keys = range(len(prompts)) if streams is None else streams
+            rows = _write(model, prompts, n, config, limits, seed, keys, on_token)
     finally:
         model.train(training)
     done = {(row.prompt, row.sample): row for row in rows}
@@ -127,10 +132,11 @@ def _write(
     config: SamplingConfig,
     limits: list[int],
     seed: int,
+    streams: SequenceABC[int],
     on_token: OnToken | None,
 ) -> list[_Row]:
     queue = deque(
-        _Row(p, s, limits[p], _uniforms(seed, p, s, limits[p]))
+        _Row(p, s, limits[p], _uniforms(seed, streams[p], s, limits[p]))
         for p in range(len(prompts))
         for s in range(n)
     )
@@ -164,9 +170,9 @@ def _write(
     return finished
 
 
-def _uniforms(seed: int, prompt: int, sample: int, count: int) -> np.ndarray:
+def _uniforms(seed: int, stream: int, sample: int, count: int) -> np.ndarray:
     """One number in [0, 1) per token, from a counter-based stream of this sample's own."""
-    key = np.array([seed, (prompt << 32) | sample], dtype=np.uint64)
+    key = np.array([seed, (stream << 32) | sample], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random(count)
 
 

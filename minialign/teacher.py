@@ -88,8 +88,8 @@ class Teacher(Protocol):
 class LocalTeacher:
     """A minialign model, without any adapter that it carries.
 
-    At temperature 0 an answer depends on its question alone. Above, it depends on the questions of
-    the same batch too: equal calls give equal answers.
+    An answer depends on its question and seed alone, not on what else is asked: what was
+    interrupted goes on to the same answers.
     """
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, name: str) -> None:
@@ -112,10 +112,10 @@ class LocalTeacher:
         prompts = [self._prompt(ask) for ask in asks]
         readable = [prompt for prompt in prompts if not isinstance(prompt, Failure)]
         config = SamplingConfig(asks[0].max_tokens, asks[0].temperature)
-        # Every batch counts its prompts from 0: with one seed, all would draw the same numbers.
-        digest = hashlib.sha256(repr(asks).encode("utf-8", "replace")).digest()
+        digests = [hashlib.sha256(repr(prompt).encode()).digest() for prompt in readable]
+        streams = [int.from_bytes(digest[:4]) for digest in digests]
         with reference_policy(self.model, None):
-            written = sample(self.model, readable, 1, config, seed=int.from_bytes(digest[:7]))
+            written = sample(self.model, readable, 1, config, seed=asks[0].seed, streams=streams)
         texts = (with_text(completion, self.tokenizer) for (completion,) in written)
         replies = (Reply(completion.text, completion.finish_reason) for completion in texts)
         return [prompt if isinstance(prompt, Failure) else next(replies) for prompt in prompts]

@@ -265,6 +265,17 @@ def test_rows_of_different_blocks_are_drawn_in_one_call() -> None:
     assert _first_exceeding(weights, torch.full((6,), 0.5)).tolist() == [999, 0, 256, 255, 511, 512]
 
 
+def test_a_stream_writes_the_same_wherever_its_prompt_stands(toy_model: CausalLM) -> None:
+    prompts = [[1, 5, 6], [1, 7], [1, 9, 9, 4]]
+    config = SamplingConfig(12)
+    usual = sample(toy_model, prompts, 2, config, seed=3)
+    assert sample(toy_model, prompts, 2, config, seed=3, streams=[0, 1, 2]) == usual
+    alone = sample(toy_model, prompts[2:], 2, config, seed=3, streams=[2])
+    assert [c.ids for c in alone[0]] == [c.ids for c in usual[2]]
+    largest = sample(toy_model, prompts[2:], 2, config, seed=3, streams=[2**32 - 1])
+    assert largest[0] != usual[2]
+
+
 def test_random_uniforms_draw_each_token_as_often_as_its_weight_says() -> None:
     """Chi-square over 600 tokens, so three blocks: its mean is 599, its deviation 35."""
     generator = torch.Generator().manual_seed(0)
