@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import minialign
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
 from minialign.config import (
@@ -31,7 +29,7 @@ from minialign.feedback import (
     encode_feedback,
     load_feedback_data,
 )
-from minialign.job import DEFAULT_GPU_MODEL, DEFAULT_MODEL, interrupted_run
+from minialign.job import DEFAULT_GPU_MODEL, DEFAULT_MODEL, common_record, interrupted_run
 from minialign.lora import read_adapter_config
 from minialign.run import check_free
 from minialign.runs import adapter_folder
@@ -80,16 +78,9 @@ class FeedbackJob:
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""
         return {
-            "minialign": minialign.__version__,
-            "options": dataclasses.asdict(self.options),
-            "recipe": self.recipe,
-            "knobs": dataclasses.asdict(self.config),
+            **common_record(self),
             "feedback": self.data.feedback,
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "checkpoint": str(self.checkpoint),
             "data_sha256": hash_of(self.options.data),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
 
 

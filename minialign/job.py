@@ -11,7 +11,7 @@ import hashlib
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -84,17 +84,37 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""
-        return {
-            "minialign": minialign.__version__,
-            "options": dataclasses.asdict(self.options),
-            "recipe": self.recipe,
-            "knobs": dataclasses.asdict(self.config),
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "checkpoint": str(self.checkpoint),
-            "demos_sha256": _sha256(self.options.demos),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        }
+        return {**common_record(self), "demos_sha256": _sha256(self.options.demos)}
+
+
+class AnyJob(Protocol):
+    """What every job knows, whatever it learns from."""
+
+    @property
+    def options(self) -> TrainOptions: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def recipe(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def checkpoint(self) -> Path: ...
+
+
+def common_record(job: AnyJob) -> dict[str, Any]:
+    return {
+        "minialign": minialign.__version__,
+        "options": dataclasses.asdict(job.options),
+        "recipe": job.recipe,
+        "knobs": dataclasses.asdict(job.config),
+        "device": str(job.device),
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "checkpoint": str(job.checkpoint),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
 
 
 def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:

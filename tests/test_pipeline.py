@@ -311,12 +311,12 @@ def test_the_split_has_its_share_of_both_and_no_prompt_in_two(count: int, fracti
 def test_who_is_tested_depends_on_the_seed_and_not_on_the_order() -> None:
     prompts = [f"prompt {noise(str(i))}" for i in range(30)]
 
-    def test_of(prompts: list[str], seed: int) -> set[str]:
+    def tested(prompts: list[str], seed: int) -> set[str]:
         lines = split_prompts(prompts, PipelineConfig(seed=seed))
         return {line["prompt"] for line in lines if line["split"] == "test"}
 
-    assert test_of(prompts, 0) == test_of(prompts[::-1], 0)
-    assert len(test_of(prompts, 0) & test_of(prompts, 1)) < 6
+    assert tested(prompts, 0) == tested(prompts[::-1], 0)
+    assert len(tested(prompts, 0) & tested(prompts, 1)) < 6
 
 
 def test_more_prompts_leave_the_split_of_the_others_nearly_as_it_was() -> None:
