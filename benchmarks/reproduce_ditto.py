@@ -351,9 +351,8 @@ def main_table(lines: list[dict[str, Any]]) -> str:
 
 def figures(lines: list[dict[str, Any]], arms: tuple[str, ...]) -> list[str]:
     rows = [
-        "| | nats per token | ends by itself | tokens | different word pairs | repetition | copied "
-        "| seconds to train |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | nats per token | ends by itself | tokens | different word pairs | repetition | copied |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm in arms:
         own = [line for line in lines if line["arm"] == arm]
@@ -366,8 +365,7 @@ def figures(lines: list[dict[str, Any]], arms: tuple[str, ...]) -> list[str]:
         nats = "-" if own[0]["nats"] is None else f"{mean('nats'):.3f}"
         rows.append(
             f"| {arm} | {nats} | {mean('stops'):.0%} | {mean('mean_tokens'):.0f} "
-            f"| {mean('distinct_2'):.0%} | {mean('repetition'):.1%} | {mean('copied'):.1%} "
-            f"| {mean('train_seconds'):.0f} |"
+            f"| {mean('distinct_2'):.0%} | {mean('repetition'):.1%} | {mean('copied'):.1%} |"
         )
     return rows
 
@@ -376,10 +374,9 @@ def author_table(lines: list[dict[str, Any]]) -> str:
     found = scores_by_arm(lines)
     rows = [
         "| author | DITTO against SFT | few-shot | zero-shot | SPIN | the person's texts against "
-        "DITTO | judge's area under the curve |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "DITTO |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    areas = {f"{x['author']}/{x['seed']}": x["judge_auc"] for x in lines if x["arm"] == "person"}
     for key, arms in sorted(found.items()):
         if not all(arm in arms for arm in MAIN):
             continue
@@ -389,7 +386,7 @@ def author_table(lines: list[dict[str, Any]]) -> str:
             (win,), _ = win_rates(shares)
             cells.append(f"{win.rate:.0%} ({win.low:.0%} to {win.high:.0%})")
         real = shares_by_score(arms["person"], arms["DITTO"]).mean()
-        rows.append(f"| {key} | {' | '.join(cells)} | {real:.0%} | {areas[key]:.2f} |")
+        rows.append(f"| {key} | {' | '.join(cells)} | {real:.0%} |")
     return "\n".join(rows)
 
 
