@@ -351,7 +351,7 @@ def main_table(lines: list[dict[str, Any]]) -> str:
 
 def figures(lines: list[dict[str, Any]], arms: tuple[str, ...]) -> list[str]:
     rows = [
-        "| | nats per token | ends by itself | tokens | distinct word pairs | repetition | copied |",
+        "| | nats per token | ends by itself | tokens | distinct pairs | repetition | copied |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for arm in arms:
