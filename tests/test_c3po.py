@@ -220,6 +220,29 @@ def test_loss_and_gradient_are_the_definitions_however_the_step_is_cut(
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
+def test_what_both_texts_of_a_pair_begin_with_is_read_once_and_changes_no_gradient() -> None:
+    texts = (("the cat sat", "the cat ran off"), ("the end", "the end of it"), ("so", "no"))
+    pairs = tuple((encode(f"hi {i}", a), encode(f"hi {i}", b)) for i, (a, b) in enumerate(texts))
+    config = small_config(**DPO)
+    model = with_adapter(small_model(), ADAPTER)
+    naive = naive_loss(model, Batch(list(pairs), [], []), config)
+    naive.backward()
+    expected = gradients(model, ADAPTER)
+    batch = Batch.of(FeedbackSequences(pairs, (), ()), config)
+    whole = {len(s.completion_ids) for pair in pairs for s in pair}
+    assert max(len(s.completion_ids) for pair in batch.pairs for s in pair) < max(whole)
+    for cut, pair in zip(batch.pairs, pairs, strict=True):
+        assert cut[0].prompt_ids == cut[1].prompt_ids
+        for own, full in zip(cut, pair, strict=True):
+            assert own.completion_ids
+            assert own.prompt_ids + own.completion_ids == full.prompt_ids + full.completion_ids
+    metrics = c3po_step(model, batch, ReferenceScores(model, None), config, 2048)
+    assert metrics["loss"] == pytest.approx(naive.item(), rel=1e-4)
+    assert metrics["rewards/margins"] != 0
+    for own, other in zip(gradients(model, ADAPTER), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
 def test_the_terms_that_are_told_of_add_up_to_the_loss(baseline: Outcome) -> None:
     for line in baseline.steps("c3po"):
         assert json.loads(json.dumps(line)) == line

@@ -17,6 +17,8 @@ Where this differs from the paper or from the official code (austrian-code-wizar
   fewer they are. DPO takes the sum over an answer's tokens and the constraints their mean, as the
   code does and as the published lambdas need; `constraint_reduction` has the alternatives.
 * A constraint of weight 0 is not computed, and an answer that was cut off has no end token.
+* The words with which a revised answer and its baseline both begin are computed once, as a part of
+  the prompt: in DPO they cancel. `logps` are of what follows.
 * `constraint = "kl"` is the paper's ablation: instead of the likelihood of the base model's answers
   the divergence from its distribution, along the same answers and at their own positions.
 
@@ -27,6 +29,7 @@ on the revised answers (SCD), the same with the constraints (SCD + negatives), a
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceABC
@@ -107,7 +110,7 @@ class Batch(NamedTuple):
         """Everything that the objective gives a weight to."""
         sft = config.in_scope_loss == "sft"
         return cls(
-            [pair[:1] if sft else pair for pair in data.in_scope],
+            [pair[:1] if sft else without_common_start(*pair) for pair in data.in_scope],
             list(data.out_of_scope) if config.lambda_out else [],
             list(data.near_scope) if config.lambda_near else [],
         )
@@ -135,6 +138,22 @@ class Batch(NamedTuple):
             for scope, answer in part:
                 scopes[scope].append(answer)
             yield Batch([], **scopes)
+
+
+def without_common_start(chosen: Sequence, rejected: Sequence) -> tuple[Sequence, Sequence]:
+    """The tokens with which both completions begin become a part of the prompt.
+
+    Their log-probabilities cancel in DPO's margin, for the policy and for the reference. At least
+    one token is left of each completion.
+    """
+    limit = min(len(chosen.completion_ids), len(rejected.completion_ids)) - 1
+    matches = map(operator.eq, chosen.completion_ids[:limit], rejected.completion_ids)
+    common = sum(1 for _ in itertools.takewhile(bool, matches))
+    prompt = chosen.prompt_ids + chosen.completion_ids[:common]
+    return (
+        Sequence(prompt, chosen.completion_ids[common:]),
+        Sequence(prompt, rejected.completion_ids[common:]),
+    )
 
 
 def deal(items: SequenceABC[T], size: int, step: int, purpose: str) -> list[T]:
