@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import FEEDBACK_EVALUATION, EvaluateOptions
 from minialign.errors import InputError
+from minialign.options import FEEDBACK_EVALUATION, EvaluateOptions
 
 if TYPE_CHECKING:
     from minialign.evaluation.contest import Contest, Results
@@ -72,11 +72,14 @@ def evaluate_feedback(folders: list[Path], options: EvaluateOptions) -> None:
     from minialign.evaluation.report import write_report
 
     contest = prepare_feedback_contest(folders, options)
-    check_writable(folders[0])
+    for folder in folders:
+        check_writable(folder)
     results = hold_feedback_contest(contest, options, folders[0] / "judge.jsonl")
     print(feedback_table(contest, results))
-    file = write(folders[0], feedback_content(contest, results), options)
-    print(f"\nall answers and figures: {file}\non one page: {write_report(folders[0])}")
+    content = feedback_content(contest, results)
+    for folder in folders:
+        file = write(folder, content, options)
+        print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 
 def check_writable(folder: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import SampleOptions
 from minialign.errors import InputError
+from minialign.options import SampleOptions
 
 if TYPE_CHECKING:
     from minialign.data import Messages

@@ -2,6 +2,7 @@
 
 python train.py --method ditto --demos emails.jsonl
 python train.py --method c3po --data examples/c3po/cheers
+python train.py --method dpo --data pairs.jsonl
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES, TrainOptions
+from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES
+from minialign.options import TrainOptions
 
 if TYPE_CHECKING:
     from minialign.feedback_job import FeedbackJob
@@ -67,10 +69,10 @@ def main() -> None:
         return
     job = prepared(options, knobs, from_feedback)
     if options.inspect:
+        from minialign.feedback_job import inspect_pair
         from minialign.job import Job, inspect
 
-        assert isinstance(job, Job)
-        print(inspect(job))
+        print(inspect(job) if isinstance(job, Job) else inspect_pair(job))
         return
     run_job(job)
 
@@ -171,7 +173,7 @@ def train(job: Job) -> None:
 
 
 def train_from_feedback(job: FeedbackJob) -> None:
-    """C3PO, or one of its baselines, from a folder of feedback."""
+    """C3PO, or one of its baselines, from a folder of feedback or from preference pairs."""
     import torch
 
     from minialign.lora import apply_lora, load_adapter, train_only
@@ -265,13 +267,15 @@ def answer(model: CausalLM, job: Job | FeedbackJob, adapter: str | None) -> str:
 
 
 def show(job: Job | FeedbackJob, before: str, after: str, report: Path) -> None:
+    from minialign.job import Job
+
     asked = job.prompt[-1]["content"]
     for title, text in (("prompt", asked), ("before", before), ("after", after)):
         print(f"--- {title} ---\n{text}\n")
     print(f"all of it on one page: {report}")
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
-    if job.held_out:
+    if job.held_out if isinstance(job, Job) else job.data.feedback:  # pairs are scored already
         print(f"      python evaluate.py {out}")
 
 

@@ -11,6 +11,9 @@ scope, `revised` (the same model's answer after it was given the feedback). Opti
 `baseline_finish_reason` and `revised_finish_reason`: an answer that was cut off (`length`) is
 trained on without an end token. Whatever is wrong is one line that names the file, the line and
 what to do.
+
+Preference pairs, JSON Lines of {"prompt", "chosen", "rejected"}, become the same data with nothing
+outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`.
 """
 
 from __future__ import annotations
@@ -20,9 +23,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from minialign.data import Demonstration, Sequence, encode_demonstration, read_json, read_jsonl
+from minialign.data import (
+    Demonstration,
+    Messages,
+    Sequence,
+    encode_demonstration,
+    load_prompts,
+    read_json,
+    read_jsonl,
+)
 from minialign.errors import InputError
 from minialign.evaluation.checks import Check, parse_checks
 
@@ -47,7 +58,7 @@ class Answer:
 class Example:
     """One line: a prompt and what was answered to it. `revised` is there in scope."""
 
-    prompt: str
+    messages: Messages  # what is answered; the user's is the last
     baseline: Answer
     revised: Answer | None
     in_context: str | None
@@ -55,12 +66,16 @@ class Example:
     split: str
     source: str  # "ahoy/in_scope.jsonl, line 3", for messages
 
+    @property
+    def prompt(self) -> str:
+        return self.messages[-1]["content"]
+
 
 @dataclass(frozen=True)
 class FeedbackData:
-    """A C3PO data folder, both splits."""
+    """A C3PO data folder, both splits; or a file of preference pairs, all of them in scope."""
 
-    feedback: str  # what the person said
+    feedback: str  # what the person said; empty for preference pairs
     domain: str  # when it applies
     effect: str  # what an answer that follows it looks like
     checks: tuple[Check, ...]  # empty where no program can tell
@@ -115,19 +130,22 @@ def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:
 
 
 def _example(record: dict[str, Any], scope: str, where: str) -> Example:
-    split = _text(record, "split", where)
-    if split not in SPLITS:
-        raise InputError(f"{where}: unknown split {split!r}: choose train or test")
     in_scope = scope == "in_scope"
     return Example(
-        prompt=_text(record, "prompt", where),
+        messages=[{"role": "user", "content": _text(record, "prompt", where)}],
         baseline=_answer(record, "baseline", where),
         revised=_answer(record, "revised", where) if in_scope else None,
         in_context=_text(record, "in_context", where) if record.get("in_context") else None,
         cot=_text(record, "cot", where) if record.get("cot") else None,
-        split=split,
+        split=_split(_text(record, "split", where), where),
         source=where,
     )
+
+
+def _split(split: str, where: str) -> str:
+    if split not in SPLITS:
+        raise InputError(f"{where}: unknown split {split!r}: choose train or test")
+    return split
 
 
 def _answer(record: dict[str, Any], field: str, where: str) -> Answer:
@@ -150,14 +168,46 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
 
 def _check_splits(examples: Iterable[Example]) -> None:
     """A prompt that is both learned from and judged by would make the result look better."""
-    first: dict[str, Example] = {}
+    first: dict[tuple[tuple[str, str], ...], Example] = {}
     for example in examples:
-        other = first.setdefault(example.prompt.strip(), example)
+        prompt = tuple((m["role"], m["content"].strip()) for m in example.messages)
+        other = first.setdefault(prompt, example)
         if other.split != example.split:
             raise InputError(
                 f"{example.source}: the prompt is in split {example.split}, and in split "
                 f"{other.split} in {other.source}: leave it in one of the two"
             )
+
+
+# ---- preference pairs ----
+
+
+def load_preference_pairs(file: str | Path) -> FeedbackData:
+    """Pairs as data without a feedback: `chosen` as revised answers, `rejected` as baselines.
+
+    A line holds `prompt`, a text, or `messages`, of which the user's is the last; `chosen` and
+    `rejected`; and, optionally, `split`: `test` lines are held out. Raises InputError, naming the
+    line, for whatever is missing, empty or contradictory.
+    """
+    lines = zip(read_jsonl(file), load_prompts(file), strict=True)
+    pairs = tuple(
+        _pair(record, messages, f"{file}, line {number}") for (number, record), messages in lines
+    )
+    if not any(pair.split == "train" for pair in pairs):
+        raise InputError(f'{file}: no pair to train on: give some lines the split "train", or none')
+    _check_splits(pairs)
+    return FeedbackData("", "", "", (), pairs, (), ())
+
+
+def _pair(record: dict[str, Any], messages: Messages, where: str) -> Example:
+    given = record.get("messages") or messages
+    if given[-1]["role"] != "user":
+        raise InputError(f'{where}: the last of the "messages" must be the user\'s')
+    split = "train" if record.get("split") is None else record["split"]
+    chosen, rejected = _answer(record, "chosen", where), _answer(record, "rejected", where)
+    if chosen.text == rejected.text:
+        raise InputError(f'{where}: "chosen" and "rejected" are the same: delete the line')
+    return Example(messages, rejected, chosen, None, None, _split(split, where), where)
 
 
 # ---- token ids ----
@@ -175,7 +225,7 @@ def encode_feedback(
     warnings: list[str] = []
 
     def encode(example: Example, answer: Answer | None) -> Sequence:
-        assert answer is not None  # `load_feedback_data` has seen to it
+        assert answer is not None  # whoever loaded the data has seen to it
         sequence, warning = encode_answer(example, answer, tokenizer, max_length)
         warnings.extend([warning] if warning else [])
         return sequence
@@ -193,8 +243,7 @@ def encode_answer(
     example: Example, answer: Answer, tokenizer: Tokenizer, max_length: int
 ) -> tuple[Sequence, str | None]:
     """Token ids of an answer to a prompt, with an end token only where the answer had ended."""
-    messages = [{"role": "user", "content": example.prompt}]
-    demonstration = Demonstration(messages, answer.text, example.source)
+    demonstration = Demonstration(example.messages, answer.text, example.source)
     sequence, warning = encode_demonstration(demonstration, tokenizer, max_length)
     if answer.finish_reason == "length" and warning is None:
         sequence = Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])
@@ -204,13 +253,18 @@ def encode_answer(
 # ---- prompts about nothing in particular ----
 
 
-def general_prompts(count: int, seed: int) -> list[str]:
+def general_prompts(
+    count: int, seed: int, share: Literal["all", "anchors", "drift"] = "all"
+) -> list[str]:
     """`count` of the general prompts that are shipped with the package, drawn without repetition.
 
-    Raises InputError if there are fewer.
+    What anchors a model and what measures its drift have no prompt in common: of each kind of
+    prompt, every other one is in one share. Raises InputError if there are fewer.
     """
     with resources.as_file(resources.files("minialign") / "general_prompts.jsonl") as path:
         prompts = [_text(record, "prompt", path.name) for _, record in read_jsonl(path)]
+    if share != "all":
+        prompts = prompts[("anchors", "drift").index(share) :: 2]
     if count > len(prompts):
         raise InputError(f"there are {len(prompts)} general prompts, not {count}: ask for fewer")
     return random.Random(f"{seed}/general_prompts").sample(prompts, count)

@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 from minialign.cli import OneLineParser, add_flags, config_from_flags
 from minialign.config import knob, require
+from minialign.endpoint import EndpointTeacher
 from minialign.errors import InputError
 from minialign.pipeline import PipelineConfig, make_feedback_data
-from minialign.teacher import Answer, EndpointTeacher, LocalTeacher, OnDone, Teacher
+from minialign.teacher import Answer, LocalTeacher, OnDone, Teacher
 
 DEFAULT_FOLDER = "data"
 

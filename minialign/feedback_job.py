@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import (
-    C3PO_RECIPES,
-    FEEDBACK_METHODS,
-    C3POConfig,
-    TrainOptions,
-    recipe_for,
-)
+from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, C3POConfig, recipe_for
 from minialign.data import Messages
 from minialign.errors import InputError
 from minialign.feedback import (
@@ -28,9 +20,12 @@ from minialign.feedback import (
     FeedbackSequences,
     encode_feedback,
     load_feedback_data,
+    load_preference_pairs,
 )
-from minialign.job import DEFAULT_GPU_MODEL, DEFAULT_MODEL, common_record, interrupted_run
+from minialign.job import AnyJob, interrupted_run, recipe_name, with_model
 from minialign.lora import read_adapter_config
+from minialign.methods.c3po import Batch
+from minialign.options import TrainOptions
 from minialign.run import check_free
 from minialign.runs import adapter_folder
 from minialign.tokenizer import Tokenizer
@@ -38,25 +33,13 @@ from minialign.weights import pick_device, pick_dtype, read_model_config
 
 
 @dataclass(frozen=True)
-class FeedbackJob:
-    """A training run on a feedback's data that is ready to start."""
+class FeedbackJob(AnyJob):
+    """A run that learns from a feedback's data, or from preference pairs."""
 
-    options: TrainOptions
     config: C3POConfig
-    recipe: str
-    device: torch.device
-    dtype: torch.dtype
-    checkpoint: Path
-    tokenizer: Tokenizer
     data: FeedbackData
     train: FeedbackSequences
     held_out: FeedbackSequences
-    warnings: list[str]
-    prompt: Messages  # what is answered before and after
-
-    @property
-    def out(self) -> Path:
-        return Path(self.options.out)
 
     @property
     def longest(self) -> int:
@@ -66,19 +49,15 @@ class FeedbackJob:
     @property
     def tokens(self) -> int:
         """Of an epoch: every text that has a weight, once."""
-        config, train = self.config, self.train
-        pairs = [pair[:1] if config.in_scope_loss == "sft" else pair for pair in train.in_scope]
-        answers = [
-            *(train.out_of_scope if config.lambda_out else ()),
-            *(train.near_scope if config.lambda_near else ()),
+        step = Batch.of(self.train, self.config)
+        groups = [
+            (len(pair[0].prompt_ids), *(len(s.completion_ids) for s in pair)) for pair in step.pairs
         ]
-        in_scope = sum(len(p[0].prompt_ids) + sum(len(s.completion_ids) for s in p) for p in pairs)
-        return in_scope + sum(map(len, answers))
+        return sum(map(sum, groups)) + sum(map(len, step.out + step.near))
 
     def record(self) -> dict[str, Any]:
-        """config.json: what a person, or --resume, needs to know about this run."""
         return {
-            **common_record(self),
+            **super().record(),
             "feedback": self.data.feedback,
             "data_sha256": hash_of(self.options.data),
         }
@@ -96,16 +75,19 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
             )
     else:
         options = _with_paths(options)
-        check_free(Path(options.out), options.overwrite)
-    data = load_feedback_data(options.data)
+        if not options.inspect:  # which writes nothing
+            check_free(Path(options.out), options.overwrite)
+    data = _load(options.data)
     device = pick_device(options.device)
-    on_gpu = device.type == "cuda"
-    options = dataclasses.replace(
-        options, model=options.model or (DEFAULT_GPU_MODEL if on_gpu else DEFAULT_MODEL)
-    )
+    options = with_model(options, device)
     if not options.resume:
-        recipe = options.recipe if options.recipe != "auto" else ("paper" if on_gpu else "laptop")
+        recipe = recipe_name(options, device)
         config = _config(C3PO_RECIPES[recipe], options, knobs)
+    if (config.lambda_out or config.lambda_near) and not data.out_of_scope:
+        raise InputError(
+            f"{options.data}: preference pairs, and --method {options.method} needs prompts out of "
+            "scope too, a folder of feedback: use --method dpo or sft"
+        )
     checkpoint = find_checkpoint(options.model, options.revision or None)
     tokenizer = Tokenizer.from_folder(checkpoint)
     limit = min(config.max_length, read_model_config(checkpoint).max_position_embeddings)
@@ -119,17 +101,26 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
         pick_dtype(options.dtype, device),
         checkpoint,
         tokenizer,
+        warnings,
+        [{"role": "user", "content": options.prompt}] if options.prompt else _preview(data),
         data,
         train,
         held_out,
-        warnings,
-        [{"role": "user", "content": options.prompt or _preview(data)}],
     )
+
+
+def _load(path: str) -> FeedbackData:
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such file or folder")
+    return load_feedback_data(path) if Path(path).is_dir() else load_preference_pairs(path)
 
 
 def _with_paths(options: TrainOptions) -> TrainOptions:
     if not options.data:
-        raise InputError(f"--method {options.method} learns from feedback: give --data FOLDER")
+        raise InputError(
+            f"--method {options.method} learns from feedback: give --data FOLDER (or, for dpo, "
+            "a file of preference pairs)"
+        )
     if options.method not in FEEDBACK_METHODS:
         raise InputError(
             f"--method {options.method} learns from --demos; with --data, choose one of "
@@ -137,11 +128,9 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
         )
     if options.demos:
         raise InputError("give --demos or --data, not both")
-    if options.inspect:
-        raise InputError("--inspect shows demonstrations: it needs --demos")
-    return dataclasses.replace(
-        options, out=options.out or str(Path("runs") / Path(options.data).resolve().name)
-    )
+    data = Path(options.data)
+    name = data.resolve().name if data.is_dir() else data.stem
+    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
 
 
 def _config(base: C3POConfig, options: TrainOptions, knobs: dict[str, Any]) -> C3POConfig:
@@ -158,17 +147,41 @@ def _config(base: C3POConfig, options: TrainOptions, knobs: dict[str, Any]) -> C
     return dataclasses.replace(config, lora=dataclasses.replace(lora, dropout=0.0))
 
 
-def _preview(data: FeedbackData) -> str:
+def _preview(data: FeedbackData) -> Messages:
     """A prompt in scope, if possible one that is not trained on."""
-    return [*data.examples("in_scope", "test"), *data.examples("in_scope", "train")][0].prompt
+    return [*data.examples("in_scope", "test"), *data.examples("in_scope", "train")][0].messages
 
 
-def hash_of(folder: str) -> str:
-    """Of the files that a data folder consists of."""
+def hash_of(data: str) -> str:
+    """Of the files that a data folder consists of, or of the one with preference pairs."""
+    names = (DESCRIPTION, *(f"{scope}.jsonl" for scope in SCOPES))
+    files = [Path(data) / name for name in names] if Path(data).is_dir() else [Path(data)]
     digest = hashlib.sha256()
-    for name in (DESCRIPTION, *(f"{scope}.jsonl" for scope in SCOPES)):
+    for file in files:
         try:
-            digest.update((Path(folder) / name).read_bytes())
+            digest.update(file.read_bytes())
         except OSError as error:
-            raise InputError(f"{folder}/{name}: cannot be read: {error.strerror}") from None
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def inspect_pair(job: FeedbackJob) -> str:
+    """The exact tokens of the first pair, both answers after the one prompt: place, id, text, and
+    whether the loss covers it.
+    """
+    chosen, rejected = job.train.in_scope[0]
+    after = len(chosen.prompt_ids)
+    dpo = job.config.in_scope_loss == "dpo"
+    parts = [
+        ("prompt", chosen.prompt_ids, 0, " "),
+        ("chosen", chosen.completion_ids, after, "*"),
+        ("rejected", rejected.completion_ids, after, "*" if dpo else " "),
+    ]
+    source = job.data.examples("in_scope", "train")[0].source
+    counts = ", ".join(f"{len(ids)} {part}" for part, ids, *_ in parts)
+    lines = [f"{source}: {counts} tokens (* = trained on)"]
+    for part, ids, start, mark in parts:
+        for place, token in enumerate(ids, start):
+            text = repr(job.tokenizer.token(token))
+            lines.append(f"{place:5d} {token:7d} {mark} {part:10s} {text}")
+    return "\n".join(lines)

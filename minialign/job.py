@@ -11,20 +11,14 @@ import hashlib
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 import minialign
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import (
-    DEMONSTRATION_METHODS,
-    RECIPES,
-    DittoConfig,
-    TrainOptions,
-    recipe_for,
-)
+from minialign.config import DEMONSTRATION_METHODS, RECIPES, C3POConfig, DittoConfig, recipe_for
 from minialign.data import (
     Demonstration,
     Messages,
@@ -37,6 +31,7 @@ from minialign.data import (
 from minialign.errors import InputError
 from minialign.feedback import general_prompts
 from minialign.methods.anchors import ANSWERS
+from minialign.options import TrainOptions
 from minialign.run import check_free, check_unfinished
 from minialign.runs import read_run_record
 from minialign.tokenizer import Tokenizer
@@ -48,25 +43,45 @@ DEFAULT_PROMPT = "Write an email to an old friend to say how your week went."
 
 
 @dataclass(frozen=True)
-class Job:
-    """A training run that is ready to start."""
+class AnyJob:
+    """A training run that is ready to start: what each one knows, whatever it learns from."""
 
     options: TrainOptions
-    config: DittoConfig
+    config: DittoConfig | C3POConfig
     recipe: str
     device: torch.device
     dtype: torch.dtype
     checkpoint: Path
     tokenizer: Tokenizer
-    demonstrations: list[Demonstration]
-    train: list[Sequence]
-    held_out: list[Sequence]
     warnings: list[str]
     prompt: Messages  # what is answered before and after
 
     @property
     def out(self) -> Path:
         return Path(self.options.out)
+
+    def record(self) -> dict[str, Any]:
+        """config.json: what a person, or --resume, needs to know about this run."""
+        return {
+            "minialign": minialign.__version__,
+            "options": dataclasses.asdict(self.options),
+            "recipe": self.recipe,
+            "knobs": dataclasses.asdict(self.config),
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "checkpoint": str(self.checkpoint),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+
+
+@dataclass(frozen=True)
+class Job(AnyJob):
+    """A run that learns from demonstrations."""
+
+    config: DittoConfig
+    demonstrations: list[Demonstration]
+    train: list[Sequence]
+    held_out: list[Sequence]
 
     @property
     def longest(self) -> int:
@@ -78,43 +93,12 @@ class Job:
         """General prompts, none that is longer than the context allows."""
         if not self.config.anchors:
             return []
-        texts = general_prompts(ANSWERS, self.options.seed)
+        texts = general_prompts(ANSWERS, self.options.seed, "anchors")
         prompts = [tuple(self.tokenizer.encode_prompt(text)) for text in texts]
         return [prompt for prompt in prompts if len(prompt) < self.config.max_length]
 
     def record(self) -> dict[str, Any]:
-        """config.json: what a person, or --resume, needs to know about this run."""
-        return {**common_record(self), "demos_sha256": _sha256(self.options.demos)}
-
-
-class AnyJob(Protocol):
-    """What every job knows, whatever it learns from."""
-
-    @property
-    def options(self) -> TrainOptions: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def recipe(self) -> str: ...
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def checkpoint(self) -> Path: ...
-
-
-def common_record(job: AnyJob) -> dict[str, Any]:
-    return {
-        "minialign": minialign.__version__,
-        "options": dataclasses.asdict(job.options),
-        "recipe": job.recipe,
-        "knobs": dataclasses.asdict(job.config),
-        "device": str(job.device),
-        "dtype": str(job.dtype).removeprefix("torch."),
-        "checkpoint": str(job.checkpoint),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
+        return {**super().record(), "demos_sha256": _sha256(self.options.demos)}
 
 
 def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
@@ -133,12 +117,9 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
             check_free(Path(options.out), options.overwrite)
     demonstrations, held_out = _load_demonstrations(options)
     device = pick_device(options.device)
-    on_gpu = device.type == "cuda"
-    options = dataclasses.replace(
-        options, model=options.model or (DEFAULT_GPU_MODEL if on_gpu else DEFAULT_MODEL)
-    )
+    options = with_model(options, device)
     if not options.resume:
-        recipe = options.recipe if options.recipe != "auto" else ("paper" if on_gpu else "laptop")
+        recipe = recipe_name(options, device)
         fixed = DEMONSTRATION_METHODS[options.method]
         base = recipe_for(options.method, RECIPES[recipe], fixed, knobs, "ditto")
     config = config_from_flags(base, knobs)
@@ -157,12 +138,24 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
         pick_dtype(options.dtype, device),
         checkpoint,
         tokenizer,
+        [warning for _, warning in encoded if warning],
+        _preview_prompt(options.prompt, demonstrations, held_out),
         demonstrations,
         train,
         [encode_demonstration(d, tokenizer, limit)[0] for d in held_out],
-        [warning for _, warning in encoded if warning],
-        _preview_prompt(options.prompt, demonstrations, held_out),
     )
+
+
+def with_model(options: TrainOptions, device: torch.device) -> TrainOptions:
+    """Where no model is named, the default one."""
+    default = DEFAULT_GPU_MODEL if device.type == "cuda" else DEFAULT_MODEL
+    return dataclasses.replace(options, model=options.model or default)
+
+
+def recipe_name(options: TrainOptions, device: torch.device) -> str:
+    if options.recipe != "auto":
+        return options.recipe
+    return "paper" if device.type == "cuda" else "laptop"
 
 
 def _preview_prompt(

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from minialign.config import DittoConfig, LoRAConfig, SamplingConfig, TrainOptions
+from minialign.config import DittoConfig, LoRAConfig, SamplingConfig
 from minialign.data import Sequence
 from minialign.feedback_job import FeedbackJob
 from minialign.fused import CHUNK_BYTES
 from minialign.job import Job
 from minialign.lora import lora_layers, trainable_parameters
 from minialign.model import CausalLM, Checkpointing, ModelConfig
+from minialign.options import TrainOptions
 from minialign.sampler import cache_bytes, cache_rows, sample
 from minialign.scoring import by_prompt, score
 
@@ -235,15 +236,9 @@ def describe_feedback(model: CausalLM, job: FeedbackJob) -> str:
     read = round(config.epochs * job.tokens)
     texts = [sequence for pair in train.in_scope for sequence in pair]
     seconds = (read + sum(map(len, texts)) / 3) / _training_speed(model, texts)
-    weights = (
-        f"{config.constraint} x {config.lambda_out:g} out of scope ({len(train.out_of_scope)} "
-        f"answers), x {config.lambda_near:g} near scope ({len(train.near_scope)})"
-    )
     rows = [
         *_model_rows(model, job.options, job.recipe, config.lora),
-        ("feedback", job.data.feedback),
-        ("in scope", f"{config.in_scope_loss} on {len(train.in_scope)} revised answers"),
-        ("kept", weights if config.lambda_out or config.lambda_near else "nothing: no constraint"),
+        *(_feedback_subject(job) if job.data.feedback else _pairs_subject(job)),
         (
             "steps",
             f"{steps} of {config.pairs_per_step} pairs, learning rate {config.learning_rate:g}, "
@@ -254,6 +249,30 @@ def describe_feedback(model: CausalLM, job: FeedbackJob) -> str:
         *(("warning", warning) for warning in job.warnings),
     ]
     return "\n".join(f"{name:>12}  {text}" for name, text in rows)
+
+
+def _feedback_subject(job: FeedbackJob) -> list[tuple[str, str]]:
+    config, train = job.config, job.train
+    weights = (
+        f"{config.constraint} x {config.lambda_out:g} out of scope ({len(train.out_of_scope)} "
+        f"answers), x {config.lambda_near:g} near scope ({len(train.near_scope)})"
+    )
+    return [
+        ("feedback", job.data.feedback),
+        ("in scope", f"{config.in_scope_loss} on {len(train.in_scope)} revised answers"),
+        ("kept", weights if config.lambda_out or config.lambda_near else "nothing: no constraint"),
+    ]
+
+
+def _pairs_subject(job: FeedbackJob) -> list[tuple[str, str]]:
+    held_out = len(job.held_out.in_scope)
+    what = "pairs" if job.config.in_scope_loss == "dpo" else "chosen answers"
+    return [
+        ("learns from", f"{len(job.train.in_scope)} {what}: {job.options.data}"),
+        ("judged by", f"{held_out} held-out pairs")
+        if held_out
+        else ("judged by", 'nothing: give some lines the split "test"'),
+    ]
 
 
 def _feedback_memory(model: CausalLM, job: FeedbackJob) -> int:

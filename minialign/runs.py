@@ -25,6 +25,11 @@ def learned_from_feedback(folder: str | Path) -> bool:
     return bool(read_run_record(folder)["options"].get("data"))
 
 
+def learned_from_pairs(record: dict[str, Any]) -> bool:
+    """Whether a run's record is of one on preference pairs: data, but no sentence."""
+    return record.get("feedback") == ""
+
+
 def adapter_folder(path: str) -> Path:
     """The adapter that a person means: a run's result, or the folder itself.
 

@@ -18,20 +18,12 @@ from minialign.cli import (
     config_from_flags,
     flags_of,
 )
-from minialign.config import (
-    LAPTOP,
-    PAPER,
-    RECIPES,
-    DittoConfig,
-    EvaluateOptions,
-    SampleOptions,
-    SamplingConfig,
-    TrainOptions,
-)
+from minialign.config import LAPTOP, PAPER, RECIPES, DittoConfig, SamplingConfig
 from minialign.data import Sequence
 from minialign.errors import InputError
 from minialign.job import Job, prepare
 from minialign.lora import apply_lora, trainable_parameters
+from minialign.options import EvaluateOptions, SampleOptions, TrainOptions
 from minialign.plan import Speed, Work, activation_bytes, describe, memory_bytes
 from minialign.sampler import cache_bytes
 from minialign.weights import load_for

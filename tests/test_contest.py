@@ -25,15 +25,15 @@ from cli_helpers import (
 )
 from loopback import Loopback, direct, fails, says, says_by, serve, server  # noqa: F401
 
-from minialign.config import EvaluateOptions
 from minialign.data import Demonstration
+from minialign.endpoint import EndpointTeacher
 from minialign.evaluation.contest import Contest, Results
 from minialign.evaluation.contestants import Entry, entries_of
 from minialign.evaluation.judgement import Judgement
 from minialign.evaluation.tables import contest_table, side_by_side
 from minialign.evaluation.winrates import Interval, WinRate
+from minialign.options import EvaluateOptions
 from minialign.sampler import Completion
-from minialign.teacher import EndpointTeacher
 
 FAST = ("--n", "1", "--max-new-tokens", "4", "--general", "0", "--show", "0", "--seed", "3")
 JUDGED = ("--judges", "model", "--judge-model", "wise", "--against", "base,sft", "--n", "2")

@@ -209,7 +209,8 @@ def test_drift_is_the_divergence_of_two_plain_forward_passes(
     evaluated: Outcome, written: dict[str, Any], naive: dict[str, Any]
 ) -> None:
     model, tokenizer = naive["model"], naive["tokenizer"]
-    prompts = [tuple(tokenizer.encode_prompt(p)) for p in general_prompts(GENERAL, SEED)]
+    texts = general_prompts(GENERAL, SEED, "drift")
+    prompts = [tuple(tokenizer.encode_prompt(text)) for text in texts]
     prompts = [prompt for prompt in prompts if len(prompt) + 96 <= 256]  # the toy's context
     assert prompts
     set_adapter(model, None)

@@ -113,6 +113,14 @@ def test_the_first_lines_say_what_is_learned_and_what_is_kept(workplace: Path) -
     assert "python evaluate.py runs/said" in outcome.out
 
 
+def test_inspect_shows_the_first_pair_in_scope(workplace: Path) -> None:
+    before = tree(workplace)
+    outcome = train_toy(workplace, "--inspect", "--out", "runs/c3po")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("data/sam/in_scope.jsonl, line 1: ")
+    assert tree(workplace) == before
+
+
 def test_an_adapter_can_be_gone_on_from(workplace: Path) -> None:
     """With a learning rate of next to nothing the result is the adapter that it began with."""
     arguments = ("--init-adapter", "runs/sft", "--out", "runs/on", "--learning-rate", "1e-12")
@@ -229,8 +237,32 @@ def test_every_method_is_scored_by_scope_as_counted_by_hand(workplace: Path) -> 
     assert found["methods"]["in-context"]["overall"] == pytest.approx(0.5)
     assert found["methods"]["base, again"]["drift"] == 0
     assert all(found["methods"][method]["drift"] > 0 for method in METHODS)
-    page = (workplace / "runs" / METHODS[0] / "report.html").read_text(encoding="utf-8")
-    assert "Sign as Sam" in page
+    for run in runs:  # each folder is told what came of it
+        assert json.loads((workplace / run / "evaluation.json").read_text()) == found
+        page = (workplace / run / "report.html").read_text(encoding="utf-8")
+        assert "Sign as Sam" in page and 'id="scores"' in page
+        assert f"{run}/evaluation.json" in outcome.out and f"{run}/report.html" in outcome.out
+
+
+def test_no_run_is_evaluated_whose_folder_cannot_be_written_to(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda folder, mode: Path(folder).name != "dpo")
+    outcome = call(evaluate, "runs/c3po", "runs/dpo", cwd=workplace)
+    assert outcome.code == 2 and outcome.err.startswith("evaluate.py: runs/dpo: cannot be written")
+
+
+def test_a_page_is_about_its_own_run_though_another_be_called_as_its_method(
+    workplace: Path,
+) -> None:
+    """Two runs of c3po, one in a folder of that name."""
+    shutil.copytree(workplace / "runs" / "c3po", workplace / "runs" / "other")
+    runs = ("runs/c3po", "runs/other")
+    outcome = call(evaluate, *runs, "--max-new-tokens", "4", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    page = (workplace / "runs" / "other" / "report.html").read_text(encoding="utf-8")
+    assert '<div class="letter k2"><b>C3PO</b>' not in page.split('id="scopes"')[1]
+    assert "<b>other</b>" in page.split('id="scopes"')[1]
 
 
 BAD_EVALUATION = {
@@ -292,7 +324,7 @@ def test_what_no_data_can_be_made_of_is_one_line(
     name: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("minialign.teacher.FIRST_WAIT", 0.001)
+    monkeypatch.setattr("minialign.endpoint.FIRST_WAIT", 0.001)
     arguments, said = BAD_FEEDBACK[name]
     before = tree(workplace)
     outcome = call(sample, *arguments, "--model", "toy", cwd=workplace)

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Loopback, direct, fails, says, says_by, server
 
+from minialign.endpoint import EndpointTeacher
 from minialign.evaluation.judge import (
     Comparison,
     JudgeReport,
@@ -30,7 +31,7 @@ from minialign.evaluation.judge import (
     parse_letter,
     parse_score,
 )
-from minialign.teacher import Answer, Ask, Cached, EndpointTeacher, Failure, OnDone, Reply
+from minialign.teacher import Answer, Ask, Cached, Failure, OnDone, Reply
 
 __all__ = ["direct", "server"]  # fixtures
 

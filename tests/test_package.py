@@ -105,7 +105,7 @@ def test_the_mathematics_imports_torch_and_nothing_else(name: str, ours: set[str
     assert top_level(found) - {"torch"} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", ["config", "cli", "errors"])
+@pytest.mark.parametrize("name", ["config", "options", "cli", "errors"])
 def test_what_help_needs_imports_nothing_heavy(name: str) -> None:
     found = top_level(imports(FILES[f"minialign.{name}"], everywhere=False))
     assert found - {"minialign"} <= sys.stdlib_module_names

@@ -30,7 +30,8 @@ from loopback import (
     server,
 )
 
-from minialign import teacher as teacher_module
+from minialign import endpoint as endpoint_module
+from minialign.endpoint import EndpointTeacher
 from minialign.errors import InputError
 from minialign.evaluation.checks import parse_checks
 from minialign.feedback import SCOPES, general_prompts, load_feedback_data
@@ -52,7 +53,7 @@ from minialign.prompt_lists import (
     parse_list,
     strip_introduction,
 )
-from minialign.teacher import Answer, Ask, EndpointTeacher, Failure, OnDone, Reply
+from minialign.teacher import Answer, Ask, Failure, OnDone, Reply
 
 __all__ = ["direct", "server"]  # fixtures
 
@@ -592,7 +593,7 @@ def test_one_model_may_be_both_after_half_a_line_was_left(tmp_path: Path) -> Non
 
 @pytest.fixture
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_module, "_wait", lambda seconds, stopped: None)
+    monkeypatch.setattr(endpoint_module, "_wait", lambda seconds, stopped: None)
 
 
 def endpoint(server: Loopback, **options: Any) -> EndpointTeacher:

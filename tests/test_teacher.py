@@ -37,23 +37,13 @@ from loopback import (
     wants_key,
 )
 
-from minialign import teacher as module
+from minialign import endpoint as module
 from minialign.config import LoRAConfig, SamplingConfig
+from minialign.endpoint import LONGEST_WAIT, EndpointTeacher, parse_url
 from minialign.lora import active_adapter, adapter_parameters, apply_lora
 from minialign.model import CausalLM
 from minialign.sampler import generate
-from minialign.teacher import (
-    LONGEST_WAIT,
-    Answer,
-    Ask,
-    Cached,
-    EndpointTeacher,
-    Failure,
-    LocalTeacher,
-    OnDone,
-    Reply,
-    parse_url,
-)
+from minialign.teacher import Answer, Ask, Cached, Failure, LocalTeacher, OnDone, Reply
 from minialign.tokenizer import Tokenizer
 
 __all__ = ["direct", "server"]  # fixtures
@@ -669,7 +659,8 @@ def test_ctrl_c_ends_the_process_soon_though_the_server_hangs(
     server.script, server.default = [says("yes")] * 3, hangs
     file = tmp_path / "c"
     program = (
-        "from minialign.teacher import *\n"
+        "from minialign.endpoint import EndpointTeacher\n"
+        "from minialign.teacher import Ask, Cached\n"
         f"teacher = Cached(EndpointTeacher({server.url!r}, 'm'), {str(file)!r})\n"
         "teacher.answer([Ask((('user', str(i)),), 8, 0.0) for i in range(9)])\n"
     )
@@ -773,7 +764,7 @@ def test_an_answer_depends_on_its_own_question_alone(local: LocalTeacher) -> Non
 def test_importing_teachers_and_judge_is_light() -> None:
     """No torch and no hub before anything is asked."""
     program = (
-        "import sys, minialign.teacher, minialign.evaluation.judge\n"
+        "import sys, minialign.endpoint, minialign.teacher, minialign.evaluation.judge\n"
         "print({'torch', 'numpy', 'huggingface_hub', 'tokenizers'} & set(sys.modules))"
     )
     done = subprocess.run(

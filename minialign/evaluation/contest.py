@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minialign.checkpoints import find_checkpoint
-from minialign.config import EvaluateOptions, SamplingConfig
+from minialign.config import SamplingConfig
 from minialign.data import (
     Demonstration,
     Sequence,
@@ -27,6 +27,7 @@ from minialign.data import (
     read_jsonl,
     training_split,
 )
+from minialign.endpoint import EndpointTeacher
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     RIVALS,
@@ -53,9 +54,10 @@ from minialign.feedback import general_prompts
 from minialign.job import check_held_out
 from minialign.lora import load_adapter, reference_policy
 from minialign.model import CausalLM
+from minialign.options import EvaluateOptions
 from minialign.runs import adapter_folder, read_run_record
 from minialign.sampler import sample
-from minialign.teacher import Cached, EndpointTeacher, LocalTeacher, Teacher
+from minialign.teacher import Cached, LocalTeacher, Teacher
 from minialign.tokenizer import Tokenizer
 from minialign.weights import load
 
@@ -122,7 +124,7 @@ def prepare_contest(folders: SequenceABC[Path], options: EvaluateOptions) -> Con
 
 def _check_options(options: EvaluateOptions) -> None:
     """What would otherwise be refused only after everybody has answered."""
-    general_prompts(options.general, options.seed)
+    general_prompts(options.general, options.seed, "drift")
     if options.judge_model and not options.judge_url:
         find_checkpoint(options.judge_model)
 
@@ -276,7 +278,7 @@ def _ordinary_answers(
     model: CausalLM, tokenizer: Tokenizer, options: EvaluateOptions
 ) -> list[Sequence]:
     """The base model's answers to those of the general prompts that its context has room for."""
-    asked = general_prompts(options.general, options.seed)
+    asked = general_prompts(options.general, options.seed, "drift")
     room = model.config.max_position_embeddings - GENERAL_TOKENS
     encoded = [tuple(tokenizer.encode_prompt(prompt)) for prompt in asked]
     prompts = [prompt for prompt in encoded if len(prompt) <= room]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.config import EvaluateOptions, SamplingConfig
+from minialign.config import SamplingConfig
 from minialign.errors import InputError
 from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, writing
 from minialign.evaluation.judge import ModelJudge, Rating
@@ -26,7 +26,8 @@ from minialign.evaluation.scopes import (
 )
 from minialign.feedback import SCOPES, FeedbackData, encode_feedback, load_feedback_data
 from minialign.lora import load_adapter
-from minialign.runs import adapter_folder, read_run_record
+from minialign.options import EvaluateOptions
+from minialign.runs import adapter_folder, learned_from_pairs, read_run_record
 from minialign.teacher import Cached, Teacher
 from minialign.tokenizer import Tokenizer
 from minialign.weights import load
@@ -58,6 +59,11 @@ def prepare_feedback_contest(
     for folder, record in zip(folders, records, strict=True):
         if not record["options"].get("data"):
             raise InputError(f"{folder}: learned from demonstrations: evaluate it by itself")
+        if learned_from_pairs(record):
+            raise InputError(
+                f"{folder}: learned from preference pairs, which have no scope to score: its "
+                "report.html has the held-out pairs' figures, and --compare puts runs side by side"
+            )
         for name in ("model", "data"):
             if record["options"][name] != first[name]:
                 raise InputError(

@@ -277,7 +277,7 @@ def scores_of(run: RunFiles, method: str) -> dict[str, Score]:
 def method_of(run: RunFiles) -> str:
     """The method that the run is about, as its evaluation calls it."""
     names = list(run.evaluation.get("methods", {}))
-    known = [name for name in (run.method, run.name) if name in names]
+    known = [name for name in (run.name, run.method) if name in names]
     trained = names[names.index(AGAIN) + 1 :] if AGAIN in names else names[-1:]
     return [*known, *trained, run.method][0]
 
@@ -361,15 +361,16 @@ def _unscored(run: RunFiles) -> Finding:
         for stage in run.stages
         if (points := run.points(stage, "eval/rewards/accuracies")) and math.isfinite(points[-1][1])
     ]
+    moved = f"{percent(ahead[-1])} of the pairs moved towards the" if ahead else ""
+    if run.from_pairs:
+        more = f"Of those that were not trained on, {moved} chosen answer." if ahead else ""
+        return Finding(f"Trained on preference pairs: {_steps(run)}.", more)
     told = "has not been evaluated yet"
     if run.evaluation:
         told = "cannot be told: too few answers could be scored"
     return Finding(
         f"Trained on a sentence of feedback: {_steps(run)}. Whether it is followed where it "
         f"belongs, and other answers are left alone, {told}.",
-        f"On prompts that were not trained on, {percent(ahead[-1])} of the pairs moved towards the "
-        "revised answer."
-        if ahead
-        else "",
+        f"On prompts that were not trained on, {moved} revised answer." if ahead else "",
         f"python evaluate.py {run.place}",
     )

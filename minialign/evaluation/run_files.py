@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from minialign.cli import PREFIXES
-from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES, TrainOptions
+from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES
 from minialign.data import read_json, read_jsonl
 from minialign.errors import InputError
 from minialign.feedback import SCOPES
-from minialign.runs import read_run_record
+from minialign.options import TrainOptions
+from minialign.runs import learned_from_pairs, read_run_record
 
 Json = dict[str, Any]
 UNSEEN = "eval/nats_per_token"
@@ -53,8 +54,12 @@ class RunFiles:
 
     @property
     def from_feedback(self) -> bool:
-        """Whether it learned from a sentence of feedback; else it did from demonstrations."""
+        """Whether it learned from feedback or preference pairs; else it did from demonstrations."""
         return bool(self.config["options"].get("data"))
+
+    @property
+    def from_pairs(self) -> bool:
+        return learned_from_pairs(self.config)
 
     @property
     def feedback(self) -> str:
@@ -250,5 +255,5 @@ def sample_command(run: RunFiles) -> str:
 def evaluate_command(run: RunFiles) -> str:
     """The one that was given, or the usual one; nothing while there is no adapter."""
     given = run.evaluation.get("command")
-    usual = f"python evaluate.py {run.place}" if run.trained else ""
+    usual = f"python evaluate.py {run.place}" if run.trained and not run.from_pairs else ""
     return given if isinstance(given, str) else usual
