@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,24 +35,27 @@ from minialign.cli import config_from_flags
 from minialign.config import RECIPES, DittoConfig, SamplingConfig
 from minialign.data import Demonstration, Sequence, encode_demonstration, load_demonstrations
 from minialign.evaluation.contestants import Contestant, write_answers
-from minialign.evaluation.held_out import nats_per_token
+from minialign.evaluation.held_out import drift, nats_per_token
 from minialign.evaluation.style import StyleJudge
 from minialign.evaluation.texts import text_figures
 from minialign.evaluation.winrates import shares_by_score, win_rates
+from minialign.feedback import general_prompts
 from minialign.lora import (
     apply_lora,
     load_adapter,
+    reference_policy,
     remove_adapter,
     save_adapter,
     set_adapter,
     train_only,
 )
+from minialign.methods.anchors import ANSWERS, TOKENS, Anchors
 from minialign.methods.ditto import train_ditto
 from minialign.methods.sft import train_sft
 from minialign.methods.spin import as_spin
 from minialign.model import CausalLM
 from minialign.run import Run
-from minialign.sampler import generate
+from minialign.sampler import generate, sample
 from minialign.tokenizer import Tokenizer
 from minialign.weights import load
 
@@ -67,7 +70,9 @@ PAPER_ABLATIONS = {
     "sample once": 57.3,
     "update the reference": 45.8,
 }
+MARKER = "<!-- measured -->"
 REPLICATES = 2000
+DRIFT_PROMPTS = 24  # none that anchors a model
 BASE_ANSWERS = 4  # a prompt, of the base model, for the style judge
 
 
@@ -100,6 +105,10 @@ ARMS: dict[str, Callable[[DittoConfig], DittoConfig]] = {
     "3 rounds": rounds(3),
     "M = 2": variant(samples_per_prompt=2),
     "M = 10": variant(samples_per_prompt=10),
+    "no NLL": variant(nll_weight=0.0),
+    "SPIN without NLL": lambda config: as_spin(dataclasses.replace(config, nll_weight=0.0)),
+    "anchors 0.1": variant(anchors=0.1),
+    "anchors 1": variant(anchors=1.0),
 }
 DEMONSTRATIONS = {f"{count} demonstrations": count for count in (1, 2, 4)}  # the rest is DITTO
 
@@ -175,6 +184,7 @@ class Bench:
             config, sampling=dataclasses.replace(config.sampling, max_new_tokens=new)
         )
         self.judge = self._judge()
+        self.ordinary = self._ordinary_answers()
 
     def _encoded(self, texts: list[Demonstration], config: DittoConfig) -> list[Sequence]:
         return [encode_demonstration(d, self.tokenizer, config.max_length)[0] for d in texts]
@@ -192,6 +202,17 @@ class Bench:
         base = [answer.text for group in groups for answer in group]
         own = [d.completion for d in self.author.train]
         return StyleJudge.fit(own, [base, self.author.others])
+
+    def _general(self, count: int, share: Literal["anchors", "drift"]) -> list[tuple[int, ...]]:
+        texts = general_prompts(count, self.seed, share)
+        return [tuple(self.tokenizer.encode_prompt(text)) for text in texts]
+
+    def _ordinary_answers(self) -> list[Sequence]:
+        """The base model's own, on which an adapter's drift is measured."""
+        prompts = self._general(DRIFT_PROMPTS, "drift")
+        with reference_policy(self.model, None):
+            groups = sample(self.model, prompts, 1, SamplingConfig(TOKENS), seed=self.seed)
+        return [Sequence(p, group[0].ids) for p, group in zip(prompts, groups, strict=True)]
 
     def run(self, arm: str) -> dict[str, Any]:
         """The line of an arm."""
@@ -219,10 +240,12 @@ class Bench:
         learned = [d.completion for d in self.author.train]
         scores = [self.judge.scores([c.text for c in group]).tolist() for group in answers]
         nats = None if shown else nats_per_token(self.model, name, self.held_out, 1024)
+        moved = None if shown else drift(self.model, name, self.ordinary, 1024)
         set_adapter(self.model, None)
         return {
             "scores": [[round(s, 4) for s in group] for group in scores],
             "nats": nats,
+            "drift": moved,
             **dataclasses.asdict(text_figures(answers, learned)),
             "train_seconds": round(trained, 1),
             "seconds": round(time.perf_counter() - began, 1),
@@ -248,8 +271,8 @@ class Bench:
         return "sft"
 
     def _train(self, config: DittoConfig, demonstrations: list[Sequence] | None) -> str:
-        """DITTO or what resembles it; from the shared warm start unless it has its own texts."""
-        if demonstrations is None:
+        """DITTO or what resembles it, from the shared warm start unless it must have its own."""
+        if demonstrations is None and not config.anchors:
             self._warm_start()
             config = dataclasses.replace(config, sft=dataclasses.replace(config.sft, max_steps=0))
         else:
@@ -257,7 +280,11 @@ class Bench:
         train_only(self.model, "sft")
         with tempfile.TemporaryDirectory() as scratch:
             run = Run.create(Path(scratch) / "run", {}, seed=self.seed)
-            train_ditto(self.model, demonstrations or self.train, config, run, self.held_out)
+            general = self._general(ANSWERS, "anchors")
+            anchors = Anchors.written(self.model, general, config.anchors, run)
+            train_ditto(
+                self.model, demonstrations or self.train, config, run, self.held_out, anchors
+            )
         return "ditto"
 
     def _fresh(self) -> None:
@@ -406,13 +433,17 @@ def ablation_table(lines: list[dict[str, Any]]) -> str:
 
 
 def write_page(lines: list[dict[str, Any]]) -> None:
-    """Between the markers of the page; its prose stays."""
     parts = [main_table(lines), author_table(lines)]
     if any(line["arm"] not in (*MAIN, "person") for line in lines):
         parts.append("Ablations:\n\n" + ablation_table(lines))
-    head = PAGE.read_text().split("<!-- measured -->")[0] if PAGE.exists() else "# DITTO\n\n"
-    PAGE.write_text(head + "<!-- measured -->\n\n" + "\n\n".join(parts) + "\n")
+    write_measured(PAGE, "# DITTO", "\n\n".join(parts))
     print("\n\n".join(parts))
+
+
+def write_measured(page: Path, title: str, measured: str) -> None:
+    """What follows the marker is replaced; the prose before it stays."""
+    head = page.read_text().split(MARKER)[0] if page.exists() else f"{title}\n\n"
+    page.write_text(f"{head}{MARKER}\n\n{measured}\n")
 
 
 # ---- the command ----
@@ -427,9 +458,9 @@ def numbers_of(text: str) -> list[int]:
     return found
 
 
-def main() -> None:
+def parse_options(description: str | None, results: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="a folder of authorNN.jsonl")
     parser.add_argument("--authors", default="0-9")
@@ -442,15 +473,20 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--recipe", default="laptop", choices=sorted(RECIPES))
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=results)
     parser.add_argument(
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "ditto-warm-starts"
     )
     parser.add_argument("--report", action="store_true", help="train nothing, write the page")
     options = parser.parse_args()
+    if not options.report and not (options.data and list(options.data.glob("author*.jsonl"))):
+        parser.error("--data DIR: there is no authorNN.jsonl in it")
+    return options
+
+
+def main() -> None:
+    options = parse_options(__doc__, RESULTS)
     if not options.report:
-        if not options.data or not list(options.data.glob("author*.jsonl")):
-            parser.error("--data DIR: there is no authorNN.jsonl in it")
         measure(options)
     lines = [line for line in read_results(options.results) if line["split"] == options.split]
     write_page(lines) if options.results == RESULTS else print(main_table(lines))
