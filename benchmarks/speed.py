@@ -4,7 +4,7 @@
     python benchmarks/speed.py --only head,decode --rounds 1    # these sections anew
     python benchmarks/speed.py --report          # the table and plots again, from the results
 
-Every figure is the median of several processes (contestants.py), in which the contestants take
+Every figure is the median of several processes (contestants/), in which the contestants take
 turns, with their smallest and largest value. A row counts only if its contestants computed the same
 thing: gradients and log-probabilities agree to a relative error of 1e-4 in float32, greedy texts
 token by token. The limits of the machine are measured in the same run. Results go to
@@ -121,7 +121,7 @@ def run(row: Row, model: str, scratch: Path) -> dict[str, Any]:
     """One process. What it says goes to a log beside the result."""
     target = scratch / f"{row.name}.json"
     target.unlink(missing_ok=True)
-    command = [sys.executable, str(HERE / "contestants.py"), row.task, row.contestant, str(target)]
+    command = [sys.executable, str(HERE / "contestants"), row.task, row.contestant, str(target)]
     command += ["--model", model, *row.flags]
     environment = os.environ | (TUNED if row.tuned else {})
     with open(scratch / f"{row.name}.log", "w") as log:
@@ -333,7 +333,7 @@ def write_report(found: dict[str, Any], target: Path) -> None:
 
 def machine_name() -> str:
     sys.path.insert(0, str(HERE))
-    from contestants import processor
+    from contestants.machine import processor
 
     return re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
 

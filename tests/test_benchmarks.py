@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -24,6 +25,14 @@ def load(name: str) -> ModuleType:
     sys.modules[name] = module  # where dataclasses look for their annotations
     specification.loader.exec_module(module)
     return module
+
+
+def contestants(module: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of the package benchmarks/contestants/, imported anew."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "contestants"]:
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module(f"contestants.{module}")
 
 
 def row(contestant: str, *flags: str, values: list[float], **rest: Any) -> dict[str, Any]:
@@ -116,13 +125,40 @@ def test_rows_of_a_section_have_names_of_their_own() -> None:
         assert section.rows[0].contestant == "minialign"
 
 
-def test_the_paper_step_has_24_comparisons_and_shares_texts() -> None:
-    contestants = load("contestants")
-    pairs = contestants.ditto_comparisons(8, 30)
+def test_two_heads_run_from_any_folder_compute_the_same_thing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    speed = load("speed")
+    flags = ("-n", "7", "-d", "5", "-v", "11", "--runs", "2")
+    ours, theirs = (speed.Row(name, name, "head", flags) for name in ("minialign", "plain"))
+    results = [speed.run(row, "no model is read", tmp_path) for row in (ours, theirs)]
+    assert [len(result["seconds"]) for result in results] == [2, 2]
+    assert speed.disagreement(theirs, ours, results[1:], {}, tmp_path) < speed.TOLERANCE
+
+
+def test_every_row_has_a_contestant_and_a_missing_peer_stops_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for peer in ("trl", "peft", "datasets", "transformers", "llama_cpp", "gguf"):
+        monkeypatch.setitem(sys.modules, peer, None)  # an import of it fails
+    tasks = contestants("tasks", monkeypatch).TASKS
+    speed = load("speed")
+    rows = [row for section in speed.sections() for row in section.rows]
+    for row in (*rows, speed.MACHINE):
+        assert callable(tasks[row.task][row.contestant])
+
+
+def test_the_paper_step_has_24_comparisons_and_shares_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workloads = contestants("workloads", monkeypatch)
+    pairs = workloads.ditto_comparisons(8, 30)
     kinds = [pair.kind for pair in pairs]
     assert [kinds.count(k) for k in ("expert", "replay", "inter_model")] == [17, 5, 2]
     assert len({s for pair in pairs for s in (pair.chosen, pair.rejected)}) < 2 * len(pairs)
-    plain = contestants.plain_pairs()
+    plain = workloads.plain_pairs()
     assert len({s for pair in plain for s in pair}) == 2 * len(plain)
 
 

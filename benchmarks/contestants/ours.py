@@ -1,0 +1,111 @@
+"""minialign: a step of preference training, rollouts, writing."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from minialign.config import PAPER, SamplingConfig
+
+from .measuring import Memory, Result, timed
+from .models import adapters, load_ours
+from .workloads import comparisons, prompts, real_prompts
+
+
+def step(options: Namespace, folder: Path) -> Result:
+    from minialign.lora import load_adapter
+    from minialign.methods.ditto import preference_step
+    from minialign.scoring import ReferenceScores
+
+    reference_folder, policy_folder = adapters(options.model, folder)
+    model = load_ours(options.model)
+    load_adapter(model, reference_folder, "reference")
+    load_adapter(model, policy_folder, "default")
+    model.set_activation_checkpointing(options.checkpointing)
+    pairs = comparisons(options)
+    memory = Memory()
+
+    computed = 0.0
+
+    def one_step(pairs: list[Any], reference: Any) -> None:
+        nonlocal computed
+        for parameter in model.parameters():
+            parameter.grad = None
+        metrics = preference_step(model, pairs, reference, PAPER, options.micro_batch_tokens)
+        computed = metrics["tokens"]
+
+    one_step(pairs[:1], ReferenceScores(model, "reference"))  # warm up
+    known = ReferenceScores(model, "reference")
+    if options.precomputed:
+        for pair in pairs:
+            known([pair.chosen, pair.rejected])
+    seconds = timed(
+        lambda: one_step(
+            pairs, known if options.precomputed else ReferenceScores(model, "reference")
+        ),
+        options.runs,
+    )
+    return {
+        "seconds": seconds,
+        "peak_bytes": memory.peak(),
+        "computed_tokens": computed,
+        "gradients": adapter_gradients(model),
+    }
+
+
+def adapter_gradients(model: Any) -> dict[str, Any]:
+    """By the names of PEFT's modules."""
+    from minialign.lora import adapter_state, lora_layers
+
+    gradients = {}
+    for path, layer in lora_layers(model).items():
+        for kind in ("lora_A", "lora_B"):
+            gradients[f"{path}.{kind}"] = getattr(layer, kind)["default"].grad
+    assert len(gradients) == len(adapter_state(model, "default"))
+    return gradients
+
+
+def rollouts(options: Namespace, folder: Path) -> Result:
+    from minialign.lora import load_adapter
+    from minialign.sampler import sample
+
+    reference_folder, _ = adapters(options.model, folder)
+    model = load_ours(options.model)
+    load_adapter(model, reference_folder, "default")
+    asked = real_prompts(options.model)
+    config = SamplingConfig(max_new_tokens=200, max_rows=80)
+    memory = Memory()
+    greedy = sample(model, asked, 1, SamplingConfig(24, temperature=0), seed=0)
+    written: list[int] = []
+
+    def work() -> None:
+        groups = sample(model, asked, 10, config, seed=len(written))
+        written.append(sum(len(c.ids) for group in groups for c in group))
+
+    seconds = timed(work, options.runs)
+    return {
+        "seconds": seconds,
+        "written": written,
+        "peak_bytes": memory.peak(),
+        "greedy": [list(group[0].ids) for group in greedy],
+    }
+
+
+def decode(options: Namespace, folder: Path) -> Result:
+    from minialign.sampler import sample
+
+    model = load_ours(options.model)
+    model.stop_ids = ()
+    (prompt,) = prompts(1)
+    config = SamplingConfig(max_new_tokens=options.new, max_rows=options.rows)
+    memory = Memory()
+    (greedy,) = sample(model, [prompt], options.rows, SamplingConfig(16, temperature=0), seed=0)
+    sample(model, [prompt], options.rows, SamplingConfig(2, max_rows=options.rows), seed=0)
+    seconds = timed(lambda: sample(model, [prompt], options.rows, config, seed=0), options.runs)
+    return {
+        "seconds": seconds,
+        "written": [options.rows * options.new] * options.runs,
+        "peak_bytes": memory.peak(),
+        "greedy": [list(completion.ids) for completion in greedy],
+    }
