@@ -13,10 +13,11 @@ baseline, in_context and cot. A small model cannot be trusted to revise its own 
 * regex, starts_with: the first line that `effect` gives as an example, in quotation marks, is put
   before it.
 
-A prompt to train on whose baseline already satisfies the check, or has too few words once it is
-edited, is answered again with another seed, a few times. The test prompts keep their first answer
-that can be edited. Answers are kept in student.jsonl until the folder is complete, so that an
-interrupted run goes on where it was.
+A prompt to train on is answered again with another seed, a few times, if its baseline holds emoji
+or links, did not end by itself (but for ends_with, which is to end those too), or, in scope,
+satisfies the check already or has too few words once it is edited; the best that came is kept. The
+test prompts keep their first answer that can be edited. Answers are kept in student.jsonl until the
+folder is complete, so that an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ PLAINER: tuple[tuple[str, str], ...] = (
     (r"\bI(?: a|['’])m writing\b", "This is"),
     (r"\b(?:thrilled|excited)\b", "happy"),
 )
+SYMBOLS = re.compile(r"[\u2600-\u27bf\U0001f000-\U0001faff]|http|(?:/\d+){4}")  # and links
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“\[(])")
 SERVINGS = re.compile(
     r"\b(?:serv(?:es|ings?)|yields?|makes)\W{1,4}(?:about\s)?(\d{1,2})\b"
@@ -172,22 +174,10 @@ def fill_folder(folder: Path, student: Teacher, config: PipelineConfig = CONFIG)
     source = str(folder / DESCRIPTION)
     described = read_json(source)
     (check,) = parse_checks(described.get("check", []), source)
-    file = folder / FILES["in_scope"]
-    lines = [line for _, line in read_jsonl(file)]
-    waiting = [line for line in lines if not line.get("revised")]
     cached = Cached(student, folder / STUDENT)
-    for attempt in range(config.tries):
-        asks = [ask(line["prompt"], config, attempt) for line in waiting]
-        answers = cached.answer(asks, shown(f"{folder.name}, in scope", len(asks)))
-        for line, answer in zip(waiting, answers, strict=True):
-            if isinstance(answer, Reply) and (revised := edit(answer, check, described["effect"])):
-                _note(line, answer, revised)
-        waiting = [line for line in waiting if not _is_useful(line)]
-    if left := [line["prompt"] for line in waiting if "revised" not in line]:
-        raise InputError(f"{file}: no baseline could be edited for {left[0]!r}: raise --tries")
-    if waiting:
-        print(f"{folder.name}: {len(waiting)} baselines to train on satisfy the check already")
-    write_lines(file, lines)
+    fill_baselines(folder / FILES["in_scope"], cached, config, check, described["effect"])
+    for scope in ("near_scope", "out_of_scope"):
+        fill_baselines(folder / FILES[scope], cached, config)
     complete_responses(folder, config, student=student, progress=shown)
     data = load_feedback_data(folder)
     for example in data.in_scope:
@@ -196,19 +186,60 @@ def fill_folder(folder: Path, student: Teacher, config: PipelineConfig = CONFIG)
     (folder / STUDENT).unlink(missing_ok=True)
 
 
+def fill_baselines(
+    file: Path,
+    student: Cached,
+    config: PipelineConfig,
+    check: Check | None = None,
+    effect: str = "",
+) -> None:
+    """Baselines, and with a check their revisions, for the lines that have no useful ones."""
+    lines = [line for _, line in read_jsonl(file)]
+    may_be_cut = check is not None and check.kind == "ends_with"
+    for attempt in range(config.tries):
+        waiting = [line for line in lines if worth(line, may_be_cut) < BEST]
+        asks = [ask(line["prompt"], config, attempt) for line in waiting]
+        answers = student.answer(asks, shown(f"{file.parent.name}, {file.stem}", len(asks)))
+        for line, answer in zip(waiting, answers, strict=True):
+            if not isinstance(answer, Reply):
+                continue
+            found = {**line, **entry("baseline", answer)}
+            if check is not None:
+                revised = edit(answer, check, effect)
+                found |= entry("revised", revised) if revised else {"baseline": ""}
+            if worth(found, may_be_cut) > worth(line, may_be_cut):
+                line.update(found)
+    if left := [line["prompt"] for line in lines if not line.get("baseline")]:
+        raise InputError(f"{file}: no baseline will do for {left[0]!r}: ask with more tries")
+    write_lines(file, lines)
+
+
 def ask(prompt: str, config: PipelineConfig, attempt: int) -> Ask:
     seed = config.seed + attempt
     return Ask((("user", prompt),), config.max_new_tokens, config.temperature, seed)
 
 
-def _note(line: dict[str, Any], baseline: Reply, revised: Reply) -> None:
-    for name, reply in (("baseline", baseline), ("revised", revised)):
-        line[name], line[f"{name}_finish_reason"] = reply.text.strip(), reply.finish_reason
+def entry(name: str, reply: Reply) -> dict[str, str]:
+    return {name: reply.text.strip(), f"{name}_finish_reason": reply.finish_reason}
 
 
-def _is_useful(line: dict[str, Any]) -> bool:
-    """Two equal responses teach nothing; test prompts are not picked by their answers."""
-    return "revised" in line and (line["split"] == "test" or line["revised"] != line["baseline"])
+BEST = 3
+
+
+def worth(line: dict[str, Any], may_be_cut: bool) -> int:
+    """Of a baseline and its revision, 0 for none. Test prompts are not picked by their answers.
+
+    To train on, two equal responses teach nothing, and answers that were cut off do not teach how
+    the model ends. But to give every answer an ending, one must learn to end those that do not.
+    """
+    if not line.get("baseline"):
+        return 0
+    if line["split"] == "test":
+        return BEST
+    if line.get("revised") == line["baseline"]:
+        return 1
+    ended = may_be_cut or line["baseline_finish_reason"] == "stop"
+    return BEST if ended and not SYMBOLS.search(line["baseline"]) else 2
 
 
 def shown(title: str, count: int) -> Callable[[int, Answer], None]:
