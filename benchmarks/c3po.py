@@ -25,8 +25,23 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXAMPLES = ROOT / "examples" / "c3po"
 PAGE, RESULTS = HERE / "c3po.md", HERE / "results" / "c3po.jsonl"
-TRAINED = {"c3po": "C3PO", "dpo": "DPO alone", "sft": "SCD", "sft-weighted": "SCD + negatives"}
-ORDER = ("base, again", "in-context", "in-context + CoT", "sft", "sft-weighted", "dpo", "c3po")
+TRAINED = {  # name -> title, flags for train.py
+    "c3po": ("C3PO", ["--method", "c3po"]),
+    "dpo": ("DPO alone", ["--method", "dpo"]),
+    "dpo-slow": ("DPO alone, a fifth of the rate", ["--method", "dpo", "--learning-rate", "2e-4"]),
+    "sft": ("SCD", ["--method", "sft"]),
+    "sft-weighted": ("SCD + negatives", ["--method", "sft-weighted"]),
+}
+ORDER = (
+    "base, again",
+    "in-context",
+    "in-context + CoT",
+    "sft",
+    "sft-weighted",
+    "dpo",
+    "dpo-slow",
+    "c3po",
+)
 PAPER = {  # S_in, S_out, S_overall of Table 2
     "in-context": (0.677, 0.503, 0.587),
     "in-context + CoT": (0.402, 0.246, 0.578),
@@ -45,12 +60,13 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
     """Trains what is missing and evaluates everything together."""
     folder = options.work / f"{feedback}-{seed}"
     runs = []
-    for method in TRAINED:
+    for method, (_, flags) in TRAINED.items():
         run = folder / method
         if not (run / "adapter" / "adapter_config.json").exists():
             command(
                 "train.py",
-                *("--method", method, "--data", EXAMPLES / feedback, "--out", run),
+                *flags,
+                *("--data", EXAMPLES / feedback, "--out", run),
                 *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
                 *(["--overwrite"] if run.exists() else []),
                 *(part for knob in options.set for part in knob_flag(knob)),
@@ -86,7 +102,8 @@ def mean_row(lines: list[dict[str, Any]], method: str) -> str:
     drifts = [entry["drift"] for entry in found if entry["drift"] is not None]
     cells.append(f"{sum(drifts) / len(drifts):.3f}" if drifts else "-")
     paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
-    return f"| {TRAINED.get(method, method)} | {' | '.join(cells)} | {paper} |"
+    title, _ = TRAINED.get(method, (method, []))
+    return f"| {title} | {' | '.join(cells)} | {paper} |"
 
 
 def with_error(values: list[float]) -> str:

@@ -256,7 +256,7 @@ class C3POConfig:
 
 PAPER = DittoConfig()
 
-# Chosen by measurement on development authors; benchmarks/recipes.md has what was tried.
+# Chosen by measurement on development authors; benchmarks/ditto_study.md has what was tried.
 LAPTOP = DittoConfig(
     lora=LoRAConfig(rank=32, alpha=64.0),
     sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=2.4),
@@ -274,12 +274,16 @@ RECIPES = {"paper": PAPER, "laptop": LAPTOP}
 
 C3PO_PAPER = C3POConfig()
 
-# For a small model and dozens of prompts instead of hundreds: benchmarks/c3po.md.
+# For a small model and dozens of prompts, not hundreds; benchmarks/c3po.md has what was tried.
 C3PO_LAPTOP = C3POConfig(
     lora=LoRAConfig(rank=16, alpha=32.0, dropout=0.0, target_modules=EVERY_LINEAR),
     epochs=3.0,
-    pairs_per_step=8,
-    learning_rate=3e-4,
+    pairs_per_step=4,
+    lambda_out=0.06,
+    lambda_near=0.03,
+    constraint="kl",
+    constraint_reduction="sum",
+    learning_rate=1e-3,
     max_length=512,
 )
 

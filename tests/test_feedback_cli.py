@@ -12,7 +12,7 @@ from cli_helpers import Outcome, call, evaluate, sample, train, tree, write_chec
 from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
 from safetensors.torch import load_file
 
-from minialign.config import FEEDBACK_METHODS
+from minialign.config import C3PO_LAPTOP, FEEDBACK_METHODS
 from minialign.feedback import SCOPES, load_feedback_data
 
 KNOBS = (
@@ -90,7 +90,8 @@ def test_each_method_is_its_setting_of_the_loop(workplace: Path) -> None:
         assert {name: knobs[name] for name in fixed} == fixed
         names = set(metrics(run)[0])
         assert ("dpo" in names) == (method in ("c3po", "dpo"))
-        assert ("nll/out" in names and "nll/near" in names) == (method in ("c3po", "sft-weighted"))
+        kept = {f"{C3PO_LAPTOP.constraint}/{scope}" for scope in ("out", "near")}
+        assert (kept <= names) == (method in ("c3po", "sft-weighted"))
     adapters = [
         (workplace / "runs" / method / "adapter" / "adapter_model.safetensors").read_bytes()
         for method in METHODS
@@ -109,7 +110,10 @@ def test_the_first_lines_say_what_is_learned_and_what_is_kept(workplace: Path) -
     outcome = train_toy(workplace, "--out", "runs/said")
     assert "feedback  Sign as Sam" in outcome.out
     assert "dpo on 4 revised answers" in outcome.out
-    assert "nll x 0.2 out of scope (4 answers), x 0.1 near scope (4)" in outcome.out
+    weights = (
+        f"x {C3PO_LAPTOP.lambda_out:g} out of scope (4 answers), x {C3PO_LAPTOP.lambda_near:g} near"
+    )
+    assert f"{C3PO_LAPTOP.constraint} {weights} scope (4)" in outcome.out
     assert "python evaluate.py runs/said" in outcome.out
 
 

@@ -16,7 +16,7 @@ import minialign
 
 PACKAGE = ROOT / "minialign"
 SCRIPTS = ("train", "sample", "evaluate")
-PAGES = ["README.md", "benchmarks/README.md", "benchmarks/recipes.md", "benchmarks/ditto.md"]
+PAGES = ["README.md", "benchmarks/README.md", "benchmarks/ditto_study.md", "benchmarks/ditto.md"]
 
 
 def module_name(file: Path) -> str:
