@@ -260,7 +260,12 @@ def test_blank_texts_and_groups_are_left_out() -> None:
 def test_the_description_is_one_line_with_the_numbers(judge: StyleJudge) -> None:
     line = judge.describe()
     assert "\n" not in line and "6 own and 18 other" in line and f"{judge.auc:.0%}" in line
-    assert "cannot" not in line
+    assert "cannot" not in line and "roughly" not in line
+
+
+def test_a_verdict_from_few_texts_is_a_rough_one() -> None:
+    few = StyleJudge.fit(write(CASUAL, 4), [write(LISTING, 18)])
+    assert few.can_judge and "roughly" in few.describe()
 
 
 # ---- what the numbers mean ----

@@ -50,6 +50,7 @@ MARGIN = 0.1  # an area less than this above chance is of no use, however sure i
 ONE_SIDED_5_PERCENT = 1.645  # standard errors
 CLEAR = 0.95  # an area that is enough whatever its error, which for few texts is very wide
 MIN_OWN = 3  # fewer demonstrations look alike by luck, or because they share a topic
+ENOUGH_OWN = 5  # demonstrations, from which a verdict is more than a rough one
 OWN = 0  # the group of the person's texts; the others' count from 1
 
 # a Chinese or Japanese character; a word with its apostrophes; a mark and its repeats; line breaks
@@ -135,7 +136,8 @@ class StyleJudge:
 
     def describe(self) -> str:
         """One line for a person: what the judge was built from, and how often it is right."""
-        verdict = "can judge" if self.can_judge else "cannot judge, add demonstrations"
+        roughly = "" if self.own_texts >= ENOUGH_OWN else ", roughly, from so few"
+        verdict = f"can judge{roughly}" if self.can_judge else "cannot judge, add demonstrations"
         return (
             f"style judge from {self.own_texts} own and {self.other_texts} other texts: {verdict}; "
             f"it puts a held-out own text above another {self.auc:.0%} of the time (chance: 50%)"
