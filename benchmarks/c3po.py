@@ -28,7 +28,6 @@ PAGE, RESULTS = HERE / "c3po.md", HERE / "results" / "c3po.jsonl"
 TRAINED = {  # name -> title, flags for train.py
     "c3po": ("C3PO", ["--method", "c3po"]),
     "dpo": ("DPO alone", ["--method", "dpo"]),
-    "dpo-slow": ("DPO alone, a fifth of the rate", ["--method", "dpo", "--learning-rate", "2e-4"]),
     "sft": ("SCD", ["--method", "sft"]),
     "sft-weighted": ("SCD + negatives", ["--method", "sft-weighted"]),
 }
@@ -39,7 +38,6 @@ ORDER = (
     "sft",
     "sft-weighted",
     "dpo",
-    "dpo-slow",
     "c3po",
 )
 PAPER = {  # S_in, S_out, S_overall of Table 2

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from minialign.tokenizer import Tokenizer
 
 SCOPES = ("in_scope", "near_scope", "out_of_scope")
+_SAID = ("feedback", "domain", "effect")
 SPLITS = ("train", "test")
 FINISH_REASONS = ("stop", "length")
 DESCRIPTION = "feedback.json"
@@ -108,9 +110,7 @@ def load_feedback_data(folder: str | Path) -> FeedbackData:
         raise InputError(f"{folder}: no such folder")
     file = folder / DESCRIPTION
     description = read_json(file)
-    feedback, domain, effect = (
-        _text(description, field, str(file)) for field in ("feedback", "domain", "effect")
-    )
+    feedback, domain, effect = (_text(description, field, str(file)) for field in _SAID)
     raw = description.get("check")
     checks = parse_checks(raw, str(file)) if raw is not None else ()
     in_scope, near_scope, out_of_scope = (
@@ -118,6 +118,19 @@ def load_feedback_data(folder: str | Path) -> FeedbackData:
     )
     _check_splits([*in_scope, *near_scope, *out_of_scope])
     return FeedbackData(feedback, domain, effect, checks, in_scope, near_scope, out_of_scope)
+
+
+def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:
+    """Several feedbacks to be learned at once. They keep no check: each has its own test.
+
+    Raises InputError for a prompt that is learned from in one and judged by in another.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    said = ("; ".join(getattr(part, name) for part in parts) for name in _SAID)
+    scopes = [tuple(e for part in parts for e in getattr(part, scope)) for scope in SCOPES]
+    _check_splits(example for scope in scopes for example in scope)
+    return FeedbackData(*said, (), *scopes)
 
 
 def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:

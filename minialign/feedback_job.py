@@ -19,6 +19,7 @@ from minialign.feedback import (
     FeedbackData,
     FeedbackSequences,
     encode_feedback,
+    join_feedbacks,
     load_feedback_data,
     load_preference_pairs,
 )
@@ -109,10 +110,21 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
     )
 
 
-def _load(path: str) -> FeedbackData:
-    if not Path(path).exists():
-        raise InputError(f"{path}: no such file or folder")
-    return load_feedback_data(path) if Path(path).is_dir() else load_preference_pairs(path)
+def data_paths(data: str) -> list[Path]:
+    """--data is a folder, a file of preference pairs, or several folders with commas between."""
+    return [Path(data)] if Path(data).exists() else [Path(part) for part in data.split(",")]
+
+
+def _load(data: str) -> FeedbackData:
+    paths = data_paths(data)
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if len(paths) > 1 and not path.is_dir():
+            raise InputError(f"{path}: only folders of feedback can be joined, and this is a file")
+    if paths[0].is_file():
+        return load_preference_pairs(paths[0])
+    return join_feedbacks([load_feedback_data(path) for path in paths])
 
 
 def _with_paths(options: TrainOptions) -> TrainOptions:
@@ -128,8 +140,8 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
         )
     if options.demos:
         raise InputError("give --demos or --data, not both")
-    data = Path(options.data)
-    name = data.resolve().name if data.is_dir() else data.stem
+    paths = data_paths(options.data)
+    name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
     return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
 
 
@@ -153,9 +165,13 @@ def _preview(data: FeedbackData) -> Messages:
 
 
 def hash_of(data: str) -> str:
-    """Of the files that a data folder consists of, or of the one with preference pairs."""
+    """Of the files that data folders consist of, or of the one with preference pairs."""
     names = (DESCRIPTION, *(f"{scope}.jsonl" for scope in SCOPES))
-    files = [Path(data) / name for name in names] if Path(data).is_dir() else [Path(data)]
+    files = [
+        file
+        for path in data_paths(data)
+        for file in ([path / name for name in names] if path.is_dir() else [path])
+    ]
     digest = hashlib.sha256()
     for file in files:
         try:

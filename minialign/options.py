@@ -30,8 +30,9 @@ class TrainOptions:
     )
     data: str = knob(
         "",
-        "a folder of feedback: feedback.json and a file of prompts a scope; or preference pairs, "
-        "JSON Lines of {prompt, chosen, rejected}, for dpo and sft",
+        "a folder of feedback: feedback.json and a file of prompts a scope; several, to learn at "
+        "once, with commas between; or preference pairs, JSON Lines of {prompt, chosen, rejected}, "
+        "for dpo and sft",
     )
     feedback: str = knob(
         "",

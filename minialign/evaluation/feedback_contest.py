@@ -25,6 +25,7 @@ from minialign.evaluation.scopes import (
     written_answers,
 )
 from minialign.feedback import SCOPES, FeedbackData, encode_feedback, load_feedback_data
+from minialign.feedback_job import data_paths
 from minialign.lora import load_adapter
 from minialign.options import EvaluateOptions
 from minialign.runs import adapter_folder, learned_from_pairs, read_run_record
@@ -56,39 +57,44 @@ def prepare_feedback_contest(
     """Raises InputError for whatever a person can put right; writes nothing."""
     records = [read_run_record(folder) for folder in folders]
     first = records[0]["options"]
-    for folder, record in zip(folders, records, strict=True):
+    for run, record in zip(folders, records, strict=True):
         if not record["options"].get("data"):
-            raise InputError(f"{folder}: learned from demonstrations: evaluate it by itself")
+            raise InputError(f"{run}: learned from demonstrations: evaluate it by itself")
         if learned_from_pairs(record):
             raise InputError(
-                f"{folder}: learned from preference pairs, which have no scope to score: its "
+                f"{run}: learned from preference pairs, which have no scope to score: its "
                 "report.html has the held-out pairs' figures, and --compare puts runs side by side"
             )
-        for name in ("model", "data"):
+        for name in ("model",) if options.test else ("model", "data"):
             if record["options"][name] != first[name]:
                 raise InputError(
-                    f"{folder}: has another {name} than {folders[0]} "
+                    f"{run}: has another {name} than {folders[0]} "
                     f"({record['options'][name]}, {first[name]}): evaluate them one by one"
                 )
-    data = load_feedback_data(options.test or first["data"])
+    folder = options.test or first["data"]
+    if len(joined := data_paths(folder)) > 1:
+        raise InputError(
+            f"{folders[0]}: learned from several feedbacks: choose which to test with "
+            f"--test {joined[0]} or another"
+        )
+    data = load_feedback_data(folder)
     for scope in SCOPES:
         if not data.examples(scope, "test"):
             raise InputError(
-                f"{options.test or first['data']}/{scope}.jsonl: no prompt to test on: give some "
-                'lines the split "test"'
+                f'{folder}/{scope}.jsonl: no prompt to test on: give some lines the split "test"'
             )
     if "model" not in options.judges and not data.checks:
         raise InputError(
-            f"{first['data']}/feedback.json: has no check, so a model must judge: "
+            f"{folder}/feedback.json: has no check, so a model must judge: "
             "--judges model --judge-model NAME [--judge-url URL]"
         )
     one = len(folders) == 1
     adapters: dict[str, Path] = {}
-    for folder, record in zip(folders, records, strict=True):
-        name = record["options"]["method"] if one else folder.resolve().name
+    for run, record in zip(folders, records, strict=True):
+        name = record["options"]["method"] if one else run.resolve().name
         if name in adapters or name in (AGAIN, IN_CONTEXT, COT):
-            raise InputError(f"{folder}: there is another contestant called {name}: rename one")
-        adapters[name] = adapter_folder(str(folder))
+            raise InputError(f"{run}: there is another contestant called {name}: rename one")
+        adapters[name] = adapter_folder(str(run))
     return FeedbackContest(records[0], data, adapters)
 
 

@@ -1,0 +1,99 @@
+"""Two feedbacks that are learned at once, from joint data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cli_helpers import call, evaluate, tree, write_checkpoint, write_jsonl
+from test_feedback_cli import metrics, record, train_toy, write_data
+
+from minialign.errors import InputError
+from minialign.feedback import SCOPES, join_feedbacks, load_feedback_data
+
+BOTH = "data/sam,data/kim"
+
+
+def renamed(folder: Path, name: str) -> Path:
+    """The data of test_feedback_cli.py, with prompts and a signature of its own."""
+    write_data(folder)
+    for file in (folder / "feedback.json", *(folder / f"{scope}.jsonl" for scope in SCOPES)):
+        text = file.read_text().replace("Sam", name).replace("_scope ", f"_scope {name} ")
+        file.write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """toy/, two data folders and a run on both."""
+    folder = tmp_path_factory.mktemp("joint")
+    write_checkpoint(folder / "toy")
+    renamed(folder / "data" / "sam", "Sam")
+    renamed(folder / "data" / "kim", "Kim")
+    outcome = train_toy(folder, "--data", BOTH)
+    assert outcome.code == 0, outcome.err
+    assert "Sign as Sam; Sign as Kim" in outcome.out
+    return folder
+
+
+def test_every_scope_has_the_prompts_of_both(workplace: Path) -> None:
+    parts = [load_feedback_data(workplace / "data" / name) for name in ("sam", "kim")]
+    joint = join_feedbacks(parts)
+    for scope in SCOPES:
+        for split in ("train", "test"):
+            own = [part.examples(scope, split) for part in parts]
+            assert [*joint.examples(scope, split)] == [*own[0], *own[1]]
+    assert not joint.checks and join_feedbacks(parts[:1]) is parts[0]
+
+
+def test_the_run_is_named_after_both_and_an_epoch_is_of_both(workplace: Path) -> None:
+    run = workplace / "runs" / "sam+kim"
+    assert record(run)["feedback"] == "Sign as Sam; Sign as Kim"
+    assert record(run)["options"]["data"] == BOTH
+    steps = [line for line in metrics(run) if line["stage"] == "c3po"]
+    assert len(steps) == 2 * (4 + 4) / 2  # two epochs of both, two pairs a step
+
+
+def test_each_feedback_is_tested_by_itself(workplace: Path) -> None:
+    run = "runs/sam+kim"
+    outcome = call(evaluate, run, cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "--test data/sam" in outcome.err
+    for name in ("sam", "kim"):
+        test = ("--test", f"data/{name}", "--max-new-tokens", "5")
+        outcome = call(evaluate, run, *test, cwd=workplace)
+        assert outcome.code == 0, outcome.err
+        found = json.loads((workplace / run / "evaluation.json").read_text())
+        assert found["feedback"] == f"Sign as {name.title()}"
+
+
+def test_with_a_test_of_their_own_runs_on_other_data_are_compared(workplace: Path) -> None:
+    outcome = train_toy(workplace, "--out", "runs/alone")
+    assert outcome.code == 0, outcome.err
+    test = ("--test", "data/sam", "--max-new-tokens", "5")
+    outcome = call(evaluate, "runs/sam+kim", "runs/alone", *test, cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    assert "sam+kim" in outcome.out and "alone" in outcome.out
+    outcome = call(evaluate, "runs/sam+kim", "runs/alone", cwd=workplace)
+    assert outcome.code == 2 and "another data" in outcome.err
+
+
+@pytest.mark.parametrize("data", ["data/sam,data/nowhere", "data/sam,pairs.jsonl", "data/sam,"])
+def test_what_cannot_be_joined_is_one_line_and_leaves_nothing(workplace: Path, data: str) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    write_jsonl(workplace / "pairs.jsonl", [pair])
+    before = tree(workplace)
+    outcome = train_toy(workplace, "--data", data, "--out", "runs/bad")
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert tree(workplace) == before
+
+
+def test_a_prompt_that_one_learns_from_and_the_other_judges_by_is_refused(tmp_path: Path) -> None:
+    parts = [load_feedback_data(renamed(tmp_path / name, name)) for name in ("Sam", "Kim")]
+    learned = parts[0].in_scope[0]
+    judged = replace(parts[1].in_scope[-1], messages=learned.messages)
+    other = replace(parts[1], in_scope=(*parts[1].in_scope[:-1], judged))
+    with pytest.raises(InputError, match="leave it in one of the two"):
+        join_feedbacks([parts[0], other])
