@@ -20,7 +20,7 @@ import reproduce_ditto as ditto
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE / "anchors.md", HERE / "results" / "anchors.jsonl"
-ARMS = ("SFT", "DITTO", "anchors 0.1", "anchors 1")
+ARMS = ("SFT", "DITTO", "anchors 0.5", "anchors 1")
 
 
 def table(lines: list[dict[str, Any]]) -> str:

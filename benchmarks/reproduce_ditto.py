@@ -107,7 +107,7 @@ ARMS: dict[str, Callable[[DittoConfig], DittoConfig]] = {
     "M = 10": variant(samples_per_prompt=10),
     "no NLL": variant(nll_weight=0.0),
     "SPIN without NLL": lambda config: as_spin(dataclasses.replace(config, nll_weight=0.0)),
-    "anchors 0.1": variant(anchors=0.1),
+    "anchors 0.5": variant(anchors=0.5),
     "anchors 1": variant(anchors=1.0),
 }
 DEMONSTRATIONS = {f"{count} demonstrations": count for count in (1, 2, 4)}  # the rest is DITTO
