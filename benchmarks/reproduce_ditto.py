@@ -422,13 +422,16 @@ def ablation_table(lines: list[dict[str, Any]]) -> str:
     arms = [arm for arm in (*ARMS, *DEMONSTRATIONS) if any(arm in own for own in found.values())]
     authors = {key: own for key, own in found.items() if any(arm in own for arm in arms[2:])}
     rows = [
-        "| | against DITTO | against SFT | paper (mean win rate) |",
-        "| --- | --- | --- | --- |",
+        "| | authors | against DITTO | against SFT | paper (mean win rate) |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for arm in arms:
+        count = sum(arm in own for own in authors.values())
         against = compared(authors, arm, ["DITTO"]) if arm != "DITTO" else "-"
         paper = f"{PAPER_ABLATIONS[arm]:.1f}%" if arm in PAPER_ABLATIONS else "-"
-        rows.append(f"| {arm} | {against} | {compared(authors, arm, ['SFT'])} | {paper} |")
+        rows.append(
+            f"| {arm} | {count} | {against} | {compared(authors, arm, ['SFT'])} | {paper} |"
+        )
     return "\n".join(rows)
 
 
