@@ -72,8 +72,18 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
         runs.append(run)
     command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
     found = json.loads((runs[0] / "evaluation.json").read_text(encoding="utf-8"))
-    seconds = {method: train_seconds(folder / method) for method in TRAINED}
-    return {"methods": found["methods"], "scored": found["scored"], "seconds": seconds}
+    return {
+        "methods": found["methods"],
+        "scored": found["scored"],
+        "words": {method: words_in_scope(found, method) for method in found["methods"]},
+        "seconds": {method: train_seconds(folder / method) for method in TRAINED},
+    }
+
+
+def words_in_scope(found: dict[str, Any], method: str) -> float:
+    """Of an answer; what follows the feedback and says nothing else shows here."""
+    answers = [text for line in found["scopes"]["in_scope"] for text in line["answers"][method]]
+    return sum(len(text.split()) for text in answers) / len(answers)
 
 
 def knob_flag(knob: str) -> tuple[str, str]:
@@ -99,6 +109,8 @@ def mean_row(lines: list[dict[str, Any]], method: str) -> str:
     cells.append(with_error([entry["overall"] for entry in found]))
     drifts = [entry["drift"] for entry in found if entry["drift"] is not None]
     cells.append(f"{sum(drifts) / len(drifts):.3f}" if drifts else "-")
+    words = [line["words"][method] for line in lines if method in line["words"]]
+    cells.append(f"{sum(words) / len(words):.0f}")
     paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
     title, _ = TRAINED.get(method, (method, []))
     return f"| {title} | {' | '.join(cells)} | {paper} |"
@@ -114,8 +126,9 @@ def with_error(values: list[float]) -> str:
 
 def tables(lines: list[dict[str, Any]]) -> str:
     head = (
-        "| | S_in | S_out | near | out of scope | S_overall | drift | paper: in / out / overall |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| | S_in | S_out | near | out of scope | S_overall | drift | words in scope "
+        "| paper: in / out / overall |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     parts = []
     groups = {"All feedbacks": lines}
