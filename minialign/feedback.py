@@ -127,10 +127,12 @@ def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:
     """
     if len(parts) == 1:
         return parts[0]
-    said = ("; ".join(getattr(part, name) for part in parts) for name in _SAID)
-    scopes = [tuple(e for part in parts for e in getattr(part, scope)) for scope in SCOPES]
-    _check_splits(example for scope in scopes for example in scope)
-    return FeedbackData(*said, (), *scopes)
+    feedback, domain, effect = ("; ".join(getattr(part, name) for part in parts) for name in _SAID)
+    in_scope, near_scope, out_of_scope = (
+        tuple(e for part in parts for e in getattr(part, scope)) for scope in SCOPES
+    )
+    _check_splits([*in_scope, *near_scope, *out_of_scope])
+    return FeedbackData(feedback, domain, effect, (), in_scope, near_scope, out_of_scope)
 
 
 def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:

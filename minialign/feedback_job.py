@@ -25,7 +25,7 @@ from minialign.feedback import (
 )
 from minialign.job import AnyJob, interrupted_run, recipe_name, with_model
 from minialign.lora import read_adapter_config
-from minialign.methods.c3po import Batch
+from minialign.methods.c3po import Batch, without_common_start
 from minialign.options import TrainOptions
 from minialign.run import check_free
 from minialign.runs import adapter_folder
@@ -78,7 +78,7 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
         options = _with_paths(options)
         if not options.inspect:  # which writes nothing
             check_free(Path(options.out), options.overwrite)
-    data = _load(options.data)
+    data = load_data(options.data)
     device = pick_device(options.device)
     options = with_model(options, device)
     if not options.resume:
@@ -94,6 +94,7 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
     limit = min(config.max_length, read_model_config(checkpoint).max_position_embeddings)
     train, warnings = encode_feedback(data, "train", tokenizer, limit)
     held_out, _ = encode_feedback(data, "test", tokenizer, limit)
+    warnings += _equal_pairs(train, config)
     return FeedbackJob(
         options,
         config,
@@ -110,18 +111,37 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
     )
 
 
+def _equal_pairs(train: FeedbackSequences, config: C3POConfig) -> list[str]:
+    """A warning where DPO has nothing to prefer, as when both answers were cut before they part."""
+    equal = sum(chosen == rejected for chosen, rejected in train.in_scope)
+    if config.in_scope_loss != "dpo" or not equal:
+        return []
+    return [
+        f"in {equal} of {len(train.in_scope)} pairs both answers are the same, cut or as they "
+        "stand: DPO learns nothing from them"
+    ]
+
+
 def data_paths(data: str) -> list[Path]:
     """--data is a folder, a file of preference pairs, or several folders with commas between."""
-    return [Path(data)] if Path(data).exists() else [Path(part) for part in data.split(",")]
+    if Path(data).exists():
+        return [Path(data)]
+    parts = [part.strip() for part in data.split(",")]
+    if not all(parts):  # an empty one would be the folder that one is in
+        raise InputError(f"{data}: a folder is missing beside a comma: name it, or drop the comma")
+    return [Path(part) for part in parts]
 
 
-def _load(data: str) -> FeedbackData:
+def load_data(data: str) -> FeedbackData:
+    """What --data names. Raises InputError for whatever is wrong with it."""
     paths = data_paths(data)
     for path in paths:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if len(paths) > 1 and not path.is_dir():
             raise InputError(f"{path}: only folders of feedback can be joined, and this is a file")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{data}: names a folder twice: leave it in once")
     if paths[0].is_file():
         return load_preference_pairs(paths[0])
     return join_feedbacks([load_feedback_data(path) for path in paths])
@@ -140,6 +160,10 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
         )
     if options.demos:
         raise InputError("give --demos or --data, not both")
+    if options.test:
+        raise InputError(
+            '--test belongs to --demos: in --data, the lines with the split "test" are held out'
+        )
     paths = data_paths(options.data)
     name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
     return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
@@ -183,21 +207,23 @@ def hash_of(data: str) -> str:
 
 def inspect_pair(job: FeedbackJob) -> str:
     """The exact tokens of the first pair, both answers after the one prompt: place, id, text, and
-    whether the loss covers it.
+    whether the loss covers it. DPO's does not cover what both answers begin with.
     """
     chosen, rejected = job.train.in_scope[0]
     after = len(chosen.prompt_ids)
     dpo = job.config.in_scope_loss == "dpo"
+    start = len(without_common_start(chosen, rejected)[0].prompt_ids) if dpo else after
+    never = after + len(rejected.completion_ids)
     parts = [
-        ("prompt", chosen.prompt_ids, 0, " "),
-        ("chosen", chosen.completion_ids, after, "*"),
-        ("rejected", rejected.completion_ids, after, "*" if dpo else " "),
+        ("prompt", chosen.prompt_ids, 0, after),
+        ("chosen", chosen.completion_ids, after, start),
+        ("rejected", rejected.completion_ids, after, start if dpo else never),
     ]
     source = job.data.examples("in_scope", "train")[0].source
     counts = ", ".join(f"{len(ids)} {part}" for part, ids, *_ in parts)
     lines = [f"{source}: {counts} tokens (* = trained on)"]
-    for part, ids, start, mark in parts:
-        for place, token in enumerate(ids, start):
-            text = repr(job.tokenizer.token(token))
+    for part, ids, begin, trained_from in parts:
+        for place, token in enumerate(ids, begin):
+            mark, text = "*" if place >= trained_from else " ", repr(job.tokenizer.token(token))
             lines.append(f"{place:5d} {token:7d} {mark} {part:10s} {text}")
     return "\n".join(lines)

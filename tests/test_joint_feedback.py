@@ -80,14 +80,70 @@ def test_with_a_test_of_their_own_runs_on_other_data_are_compared(workplace: Pat
     assert outcome.code == 2 and "another data" in outcome.err
 
 
-@pytest.mark.parametrize("data", ["data/sam,data/nowhere", "data/sam,pairs.jsonl", "data/sam,"])
+WRONG = {
+    "data/sam,data/nowhere": "data/nowhere: no such file or folder",
+    "data/sam,pairs.jsonl": "pairs.jsonl: only folders of feedback can be joined",
+    "data/sam,": "data/sam,: a folder is missing beside a comma",
+    "data/sam,./data/sam": "data/sam,./data/sam: names a folder twice",
+}
+
+
+@pytest.mark.parametrize("data", WRONG)
 def test_what_cannot_be_joined_is_one_line_and_leaves_nothing(workplace: Path, data: str) -> None:
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     write_jsonl(workplace / "pairs.jsonl", [pair])
     before = tree(workplace)
     outcome = train_toy(workplace, "--data", data, "--out", "runs/bad")
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert WRONG[data] in outcome.err
     assert tree(workplace) == before
+
+
+def test_a_blank_after_the_comma_and_another_spelling_of_a_folder_change_nothing(
+    workplace: Path,
+) -> None:
+    outcome = train_toy(workplace, "--data", "data/sam, data/kim", "--inspect")
+    assert outcome.code == 0, outcome.err
+    for name, data in (("plain", "data/sam"), ("dotted", "./data/sam")):
+        outcome = train_toy(workplace, "--data", data, "--out", f"runs/{name}")
+        assert outcome.code == 0, outcome.err
+    outcome = call(evaluate, "runs/plain", "runs/dotted", "--max-new-tokens", "5", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+
+
+def test_the_page_says_how_to_test_one_feedback_and_then_by_which_it_was(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "toy")
+    for name in ("sam", "kim"):
+        renamed(tmp_path / "data" / name, name.title())
+    assert train_toy(tmp_path, "--data", BOTH).code == 0
+    page = tmp_path / "runs" / "sam+kim" / "report.html"
+    assert "python evaluate.py runs/sam+kim --test data/sam" in page.read_text(encoding="utf-8")
+    test = ("--test", "data/kim", "--max-new-tokens", "5")
+    assert call(evaluate, "runs/sam+kim", *test, cwd=tmp_path).code == 0
+    assert "Tested by “Sign as Kim”." in page.read_text(encoding="utf-8")
+
+
+def test_a_page_is_about_its_run_even_if_the_folder_is_called_like_a_rival(
+    workplace: Path,
+) -> None:
+    folder = workplace / "runs" / "in-context"
+    assert train_toy(workplace, "--out", "runs/in-context").code == 0
+    assert call(evaluate, "runs/in-context", "--max-new-tokens", "5", cwd=workplace).code == 0
+    assert "C3PO is not shown to follow the feedback" in (folder / "report.html").read_text()
+
+
+def test_a_test_prompt_that_the_run_was_trained_on_is_refused(workplace: Path) -> None:
+    turned = renamed(workplace / "data" / "turned", "Sam")  # what was held out is learned from
+    for scope in SCOPES:
+        file = turned / f"{scope}.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        swap = {"train": "test", "test": "train"}
+        write_jsonl(file, [{**line, "split": swap[line["split"]]} for line in lines])
+    assert train_toy(workplace, "--out", "runs/seen").code == 0
+    outcome = call(evaluate, "runs/seen", "--test", "data/turned", cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
+    assert "data/turned/in_scope.jsonl, line 1: a prompt to test on must be new" in outcome.err
+    assert not (workplace / "runs" / "seen" / "evaluation.json").exists()
 
 
 def test_a_prompt_that_one_learns_from_and_the_other_judges_by_is_refused(tmp_path: Path) -> None:

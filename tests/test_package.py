@@ -16,7 +16,8 @@ import minialign
 
 PACKAGE = ROOT / "minialign"
 SCRIPTS = ("train", "sample", "evaluate")
-PAGES = ["README.md", "benchmarks/README.md", "benchmarks/ditto_study.md", "benchmarks/ditto.md"]
+BENCHMARKS = ("README", "anchors", "c3po", "ditto", "ditto_study", "speed")
+PAGES = ["README.md", "examples/c3po/README.md", *(f"benchmarks/{name}.md" for name in BENCHMARKS)]
 
 
 def module_name(file: Path) -> str:

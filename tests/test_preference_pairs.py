@@ -174,6 +174,7 @@ BAD = {
         (*DPO, "--max-length", "16"),
         "pairs.jsonl, line 1: the prompt",
     ),
+    "held-out demonstrations": ((*DPO, "--test", "nowhere.jsonl"), "--test belongs to --demos"),
     "a run that is there": ((*DPO, "--out", "runs/dpo"), "runs/dpo"),
 }
 
@@ -231,6 +232,16 @@ def test_a_held_out_prompt_is_previewed_or_else_one_that_is_trained_on(workplace
     )
 
 
+def test_pairs_that_are_cut_before_they_part_are_warned_of(workplace: Path) -> None:
+    pairs = [{**PAIRS[0], "chosen": "z" * 60 + "x", "rejected": "z" * 60 + "y"}, *PAIRS[1:]]
+    write_jsonl(workplace / "cut.jsonl", pairs)
+    cut = (*DPO, "--data", "cut.jsonl", "--max-length", "40", "--epochs", "1")
+    said = "warning  in 1 of 4 pairs both answers are the same"
+    for method in ("dpo", "sft"):
+        out = trained(workplace, *cut, "--method", method, "--out", f"cut/{method}").out
+        assert "without an end token" in out and (said in out) == (method == "dpo")
+
+
 def test_pairs_teach_what_a_folder_with_the_same_answers_teaches(workplace: Path) -> None:
     folder = workplace / "folder"
     folder.mkdir()
@@ -276,19 +287,25 @@ def test_inspect_prints_the_first_pairs_exact_tokens(method: str, workplace: Pat
     assert head.startswith("pairs.jsonl, line 1: ") and "(* = trained on)" in head
     shown: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}
     places: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}
-    marked = set()
+    marked: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}
     for line in lines:
         match = re.fullmatch(r" *(\d+) +(\d+) ([* ]) (prompt|chosen|rejected) +['\"].*['\"]", line)
         assert match, line
         place, token, mark, part = match.groups()
         shown[part].append(int(token))
         places[part].append(int(place))
-        marked |= {part} if mark == "*" else set()
+        marked[part] += [int(token)] if mark == "*" else []
     tokenizer = Tokenizer.from_folder(workplace / "toy")
     assert shown["prompt"] == tokenizer.encode_prompt("note 0")
     assert shown["chosen"] == tokenizer.encode_completion("the note 0 Sam")
     assert shown["rejected"] == tokenizer.encode_completion("the note 0")
-    assert marked == ({"chosen", "rejected"} if method == "dpo" else {"chosen"})
+    common = len(tokenizer.encode_completion("the note 0")) - 1  # in DPO, it cancels
+    assert shown["chosen"][:common] == shown["rejected"][:common] and common > 0
+    assert marked == {
+        "prompt": [],
+        "chosen": shown["chosen"][common:] if method == "dpo" else shown["chosen"],
+        "rejected": shown["rejected"][common:] if method == "dpo" else [],
+    }
     assert places["chosen"][0] == places["rejected"][0] == len(shown["prompt"])
 
 

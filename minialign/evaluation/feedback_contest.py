@@ -25,7 +25,7 @@ from minialign.evaluation.scopes import (
     written_answers,
 )
 from minialign.feedback import SCOPES, FeedbackData, encode_feedback, load_feedback_data
-from minialign.feedback_job import data_paths
+from minialign.feedback_job import data_paths, load_data
 from minialign.lora import load_adapter
 from minialign.options import EvaluateOptions
 from minialign.runs import adapter_folder, learned_from_pairs, read_run_record
@@ -66,10 +66,11 @@ def prepare_feedback_contest(
                 "report.html has the held-out pairs' figures, and --compare puts runs side by side"
             )
         for name in ("model",) if options.test else ("model", "data"):
-            if record["options"][name] != first[name]:
+            if not _same(name, record["options"][name], first[name]):
                 raise InputError(
                     f"{run}: has another {name} than {folders[0]} "
                     f"({record['options'][name]}, {first[name]}): evaluate them one by one"
+                    + (", or name one with --test" if name == "data" else "")
                 )
     folder = options.test or first["data"]
     if len(joined := data_paths(folder)) > 1:
@@ -88,6 +89,8 @@ def prepare_feedback_contest(
             f"{folder}/feedback.json: has no check, so a model must judge: "
             "--judges model --judge-model NAME [--judge-url URL]"
         )
+    for run, record in zip(folders, records, strict=True):
+        _check_unseen(data, run, record["options"]["data"])
     one = len(folders) == 1
     adapters: dict[str, Path] = {}
     for run, record in zip(folders, records, strict=True):
@@ -96,6 +99,36 @@ def prepare_feedback_contest(
             raise InputError(f"{run}: there is another contestant called {name}: rename one")
         adapters[name] = adapter_folder(str(run))
     return FeedbackContest(records[0], data, adapters)
+
+
+def _same(name: str, one: str, other: str) -> bool:
+    """Whether two runs have one model or data; folders are the same however they are written."""
+    if one == other or name != "data":
+        return one == other
+    return [p.resolve() for p in data_paths(one)] == [p.resolve() for p in data_paths(other)]
+
+
+def _check_unseen(data: FeedbackData, run: Path, learned_from: str) -> None:
+    """Raises InputError where a prompt to test on is one that the run was trained on.
+
+    Nothing is known where the run's data is no longer there.
+    """
+    try:
+        learned = load_data(learned_from)
+    except InputError:
+        return
+    known = {
+        example.prompt.strip(): example.source
+        for scope in SCOPES
+        for example in learned.examples(scope, "train")
+    }
+    for scope in SCOPES:
+        for example in data.examples(scope, "test"):
+            if source := known.get(example.prompt.strip()):
+                raise InputError(
+                    f"{example.source}: a prompt to test on must be new, {run} was trained on it "
+                    f"({source}): choose another --test, or delete the line"
+                )
 
 
 def hold_feedback_contest(

@@ -8,6 +8,7 @@ the scores by scope decide: is it followed where it belongs, and are other answe
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -16,6 +17,7 @@ from minialign.evaluation.charts import percent
 from minialign.evaluation.run_files import UNSEEN, Json, RunFiles, figure
 from minialign.evaluation.scopes import AGAIN, COT, IN_CONTEXT
 from minialign.evaluation.winrates import SURE
+from minialign.feedback_job import data_paths
 
 NAMES = {
     **{"sft": "SFT", "ditto": "DITTO", "spin": "SPIN", "dpo": "DPO", "base": "base model"},
@@ -276,9 +278,9 @@ def scores_of(run: RunFiles, method: str) -> dict[str, Score]:
 
 def method_of(run: RunFiles) -> str:
     """The method that the run is about, as its evaluation calls it."""
-    names = list(run.evaluation.get("methods", {}))
-    known = [name for name in (run.name, run.method) if name in names]
-    trained = names[names.index(AGAIN) + 1 :] if AGAIN in names else names[-1:]
+    rivals = (IN_CONTEXT, COT, AGAIN)  # a run's folder may be called like one of them
+    trained = [name for name in run.evaluation.get("methods", {}) if name not in rivals]
+    known = [name for name in (run.name, run.method) if name in trained]
     return [*known, *trained, run.method][0]
 
 
@@ -296,6 +298,7 @@ def _scored(run: RunFiles) -> Finding | None:
         figures += f" against {again[key]} when the base model answers again"
     unscored = figure(run.evaluation["methods"][name].get("unscored"))
     rest = [
+        _tested(run),
         _near_and_far(own, again),
         _against_context(own, {rival: scores_of(run, rival) for rival in CONTEXTS}),
         f"{unscored:.0f} of its answers could not be scored." if unscored else "",
@@ -330,6 +333,12 @@ def _outside(followed: int, excess: Score, spilled: Sequence[str]) -> str:
     if excess.value + excess.margin <= SLIGHT:
         return f"{'and' if followed > 0 else 'but'} leaves other answers alone"
     return "and whether other answers are left alone cannot be told from so few"
+
+
+def _tested(run: RunFiles) -> str:
+    """By which feedback it was tested, where that is not just the one that it learned."""
+    said = run.evaluation.get("feedback")
+    return f"Tested by “{said}”." if said and said != run.feedback else ""
 
 
 def _near_and_far(own: dict[str, Score], again: dict[str, Score]) -> str:
@@ -372,5 +381,11 @@ def _unscored(run: RunFiles) -> Finding:
         f"Trained on a sentence of feedback: {_steps(run)}. Whether it is followed where it "
         f"belongs, and other answers are left alone, {told}.",
         f"On prompts that were not trained on, {moved} revised answer." if ahead else "",
-        f"python evaluate.py {run.place}",
+        f"python evaluate.py {run.place}{_test_flag(run)}",
     )
+
+
+def _test_flag(run: RunFiles) -> str:
+    """Of several feedbacks that were learned at once, each has to be tested by itself."""
+    first, *others = data_paths(str(run.config["options"]["data"]))
+    return f" --test {shlex.quote(str(first))}" if others else ""
