@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import reproduce_ditto as ditto
+from ditto_tables import compared, read_results, scores_by_arm, write_measured
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE / "anchors.md", HERE / "results" / "anchors.jsonl"
@@ -25,7 +26,7 @@ ARMS = ("SFT", "DITTO", "anchors 0.5", "anchors 1")
 
 def table(lines: list[dict[str, Any]]) -> str:
     """An arm a row: its style against DITTO's and SFT's, and how far it moved."""
-    found = ditto.scores_by_arm(lines)
+    found = scores_by_arm(lines)
     usual = mean(lines, "DITTO", "drift")
     rows = [
         "| | style, against DITTO | style, against SFT | nats per token, unseen texts | drift "
@@ -33,7 +34,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for arm in ARMS:
-        against = [ditto.compared(found, arm, [rival]) for rival in ("DITTO", "SFT")]
+        against = [compared(found, arm, [rival]) for rival in ("DITTO", "SFT")]
         if None in against:
             continue
         moved = mean(lines, arm, "drift")
@@ -55,11 +56,11 @@ def main() -> None:
     if not options.report:
         options.arms = options.arms or ",".join(ARMS)
         ditto.measure(options)
-    lines = ditto.read_results(options.results)
+    lines = read_results(options.results)
     if not lines:
         sys.exit("nothing measured yet: --data DIR")
     if options.results == RESULTS:
-        ditto.write_measured(PAGE, "# Anchors", table(lines))
+        write_measured(PAGE, "# Anchors", table(lines))
     print(table(lines))
 
 
