@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from minialign.evaluation.contest import Contest, Results
 
 
+FOR_DEMONSTRATIONS = ("against", "others", "general", "show")  # flags
+
+
 def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """The run folders, and the flags that were given."""
     parser = OneLineParser("evaluate.py", description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -41,9 +44,19 @@ def main() -> None:
     from minialign.runs import learned_from_feedback
 
     if learned_from_feedback(folders[0]):
+        check_flags(given)
         evaluate_feedback(folders, config_from_flags(FEEDBACK_EVALUATION, given))
     else:
         evaluate_voice(folders, options)
+
+
+def check_flags(given: dict[str, Any]) -> None:
+    """Raises InputError for flags that only runs on demonstrations have a use for."""
+    flags = [f"--{name}" for name in FOR_DEMONSTRATIONS if name in given]
+    if flags:
+        raise InputError(
+            f"{', '.join(flags)}: of no use for a run that learned from feedback: leave out"
+        )
 
 
 def evaluate_voice(folders: list[Path], options: EvaluateOptions) -> None:

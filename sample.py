@@ -112,7 +112,12 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
 
 
 def folder_and_weight(text: str) -> tuple[str, float]:
-    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1."""
+    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1.
+
+    A path that exists as it stands is one: a sweep's folders are called beta=0.1.
+    """
+    if Path(text).exists():
+        return text, 1.0
     folder, equals, weight = text.rpartition("=")
     try:
         return (folder, float(weight)) if equals and folder else (text, 1.0)

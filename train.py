@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
     if recipes is RECIPES:
         parser.epilog = "C3PO has knobs of its own: train.py --method c3po --help"
     given = vars(parser.parse_args(arguments))
-    if given.get("data") or given.get("feedback"):
+    if not given.get("resume") and (given.get("data") or given.get("feedback")):
         given.setdefault("method", "c3po")
     names = TrainOptions.__dataclass_fields__
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
@@ -61,8 +61,9 @@ def main() -> None:
     options, knobs = parse(arguments)
     from_feedback = learns_from_feedback(arguments)
     if options.feedback and not options.resume:
-        # refuses what is wrong before the work
-        config_from_flags(C3PO_RECIPES["laptop"], knobs)
+        from minialign.feedback_job import check_flags
+
+        check_flags(options, knobs)  # refuses what is wrong before the work
         options = with_data(options)
     if options.sweep and not options.resume:
         sweep(options, knobs, from_feedback)
@@ -103,18 +104,27 @@ def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> 
     """All runs are checked before the first one is trained; one page compares them in the end."""
     from minialign.config import require
     from minialign.evaluation.report import write_comparison
-    from minialign.sweep import folder_name, grid, is_finished, summary
+    from minialign.sweep import can_go_on, check_same, folder_name, grid, is_finished, summary
 
     require(bool(options.out), "--sweep needs --out: the folder that its runs lie in")
+    require(not options.inspect, "--inspect shows a single run's tokens: leave out --sweep")
     folders, jobs = [], []
     for point in grid(options.sweep):
         for name in point:
             require(name not in knobs, f"--sweep {name}: leave out --{name.replace('_', '-')}")
         folder = Path(options.out) / folder_name(point)
         folders.append(folder)
-        if is_finished(folder) and not options.overwrite:
-            continue
         own = dataclasses.replace(options, sweep=(), out=str(folder))
+        if (folder / "config.json").exists() and not options.overwrite:
+            # inspect: prepared beside what is there
+            wanted = dataclasses.replace(own, inspect=True)
+            check_same(folder, prepared(wanted, knobs | point, from_feedback))
+            if is_finished(folder):
+                continue
+            if can_go_on(folder):
+                jobs.append(prepared(TrainOptions(resume=str(folder)), {}, from_feedback))
+                continue
+            own = dataclasses.replace(own, overwrite=True)  # stopped before it saved anything
         jobs.append(prepared(own, knobs | point, from_feedback))
     for number, job in enumerate(jobs):
         print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
@@ -183,7 +193,7 @@ def train_from_feedback(job: FeedbackJob) -> None:
 
     model = load_model(job)
     seed = torch.Generator().manual_seed(job.options.seed)
-    if job.options.init_adapter:
+    if job.options.init_adapter and not job.options.resume:  # its state holds the adapter
         load_adapter(model, adapter_folder(job.options.init_adapter), ADAPTER)
         train_only(model, ADAPTER)
     else:
@@ -267,6 +277,7 @@ def answer(model: CausalLM, job: Job | FeedbackJob, adapter: str | None) -> str:
 
 
 def show(job: Job | FeedbackJob, before: str, after: str, report: Path) -> None:
+    from minialign.feedback_job import flag_for_test
     from minialign.job import Job
 
     asked = job.prompt[-1]["content"]
@@ -276,7 +287,8 @@ def show(job: Job | FeedbackJob, before: str, after: str, report: Path) -> None:
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
     if job.held_out if isinstance(job, Job) else job.data.feedback:  # pairs are scored already
-        print(f"      python evaluate.py {out}")
+        test = "" if isinstance(job, Job) else flag_for_test(job.options.data)
+        print(f"      python evaluate.py {out}{test}")
 
 
 if __name__ == "__main__":

@@ -307,16 +307,30 @@ FEEDBACK_METHODS: dict[str, dict[str, Any]] = {
     "sft": {"in_scope_loss": "sft", "lambda_out": 0.0, "lambda_near": 0.0},
     "sft-weighted": {"in_scope_loss": "sft"},
 }
+# What a method of feedback never reads: without constraints, how they are computed; without DPO,
+# its beta.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "c3po": (),
+    "dpo": ("constraint", "constraint_reduction"),
+    "sft": ("beta", "constraint", "constraint_reduction"),
+    "sft-weighted": ("beta",),
+}
 
 
 def recipe_for(
-    method: str, recipe: Any, fixed: dict[str, Any], knobs: dict[str, Any], instead: str
+    method: str,
+    recipe: Any,
+    fixed: dict[str, Any],
+    knobs: dict[str, Any],
+    instead: str,
+    unread: tuple[str, ...] = (),
 ) -> Any:
     """A recipe with what the method changes in it.
 
-    Raises InputError for a knob that the method fixes: it would be given in vain.
+    Raises InputError for a knob that the method fixes, or never reads: it would be given in vain.
     """
-    for name in fixed:
+    for name in knobs:
         flag = "--" + name.replace("_", "-")
-        require(name not in knobs, f"--method {method} fixes {flag}: use --method {instead}")
+        require(name not in fixed, f"--method {method} fixes {flag}: use --method {instead}")
+        require(name not in unread, f"--method {method} makes no use of {flag}: leave it out")
     return dataclasses.replace(recipe, **fixed)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, C3POConfig, recipe_for
+from minialign.config import (
+    C3PO_RECIPES,
+    FEEDBACK_METHODS,
+    UNREAD,
+    C3POConfig,
+    LoRAConfig,
+    recipe_for,
+)
 from minialign.data import Messages
 from minialign.errors import InputError
 from minialign.feedback import (
@@ -23,7 +33,7 @@ from minialign.feedback import (
     load_feedback_data,
     load_preference_pairs,
 )
-from minialign.job import AnyJob, interrupted_run, recipe_name, with_model
+from minialign.job import AnyJob, check_prompt, interrupted_run, recipe_name, with_model
 from minialign.lora import read_adapter_config
 from minialign.methods.c3po import Batch, without_common_start
 from minialign.options import TrainOptions
@@ -77,6 +87,7 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
     else:
         options = _with_paths(options)
         if not options.inspect:  # which writes nothing
+            _check_kept(options)
             check_free(Path(options.out), options.overwrite)
     data = load_data(options.data)
     device = pick_device(options.device)
@@ -91,7 +102,9 @@ def prepare_feedback(options: TrainOptions, knobs: dict[str, Any]) -> FeedbackJo
         )
     checkpoint = find_checkpoint(options.model, options.revision or None)
     tokenizer = Tokenizer.from_folder(checkpoint)
-    limit = min(config.max_length, read_model_config(checkpoint).max_position_embeddings)
+    context = read_model_config(checkpoint).max_position_embeddings
+    check_prompt(options.prompt, tokenizer, context)
+    limit = min(config.max_length, context)
     train, warnings = encode_feedback(data, "train", tokenizer, limit)
     held_out, _ = encode_feedback(data, "test", tokenizer, limit)
     warnings += _equal_pairs(train, config)
@@ -132,6 +145,14 @@ def data_paths(data: str) -> list[Path]:
     return [Path(part) for part in parts]
 
 
+def flag_for_test(data: str) -> str:
+    """What evaluate.py needs besides the run: of several feedbacks that were learned at once, each
+    has to be tested by itself.
+    """
+    first, *others = data_paths(data)
+    return f" --test {shlex.quote(str(first))}" if others else ""
+
+
 def load_data(data: str) -> FeedbackData:
     """What --data names. Raises InputError for whatever is wrong with it."""
     paths = data_paths(data)
@@ -153,6 +174,21 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
             f"--method {options.method} learns from feedback: give --data FOLDER (or, for dpo, "
             "a file of preference pairs)"
         )
+    _check_options(options)
+    paths = data_paths(options.data)
+    name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
+    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
+def check_flags(options: TrainOptions, knobs: dict[str, Any]) -> None:
+    """Raises InputError for what could never be trained, before data is made of --feedback."""
+    _check_options(options)
+    _config(C3PO_RECIPES["laptop"], options, knobs)
+    if options.out:
+        _check_kept(options)
+
+
+def _check_options(options: TrainOptions) -> None:
     if options.method not in FEEDBACK_METHODS:
         raise InputError(
             f"--method {options.method} learns from --demos; with --data, choose one of "
@@ -164,23 +200,44 @@ def _with_paths(options: TrainOptions) -> TrainOptions:
         raise InputError(
             '--test belongs to --demos: in --data, the lines with the split "test" are held out'
         )
-    paths = data_paths(options.data)
-    name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
-    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
+def _check_kept(options: TrainOptions) -> None:
+    """The adapter to go on from must outlive --overwrite."""
+    if not options.init_adapter:
+        return
+    adapter, out = adapter_folder(options.init_adapter).resolve(), Path(options.out).resolve()
+    if adapter.is_relative_to(out):
+        raise InputError(
+            f"--init-adapter {options.init_adapter}: lies in --out, which is written anew: choose "
+            "another --out"
+        )
 
 
 def _config(base: C3POConfig, options: TrainOptions, knobs: dict[str, Any]) -> C3POConfig:
     """The recipe, what the method changes in it, and the knobs that were given."""
     fixed = FEEDBACK_METHODS[options.method]
-    recipe = recipe_for(options.method, base, fixed, knobs, "c3po")
+    recipe = recipe_for(options.method, base, fixed, knobs, "c3po", UNREAD[options.method])
     config = config_from_flags(recipe, knobs)
     if not options.init_adapter:
         return config
     for name in knobs:
         if name.startswith("lora_"):
             raise InputError(f"--init-adapter brings its own --{name.replace('_', '-')}: leave it")
-    lora = read_adapter_config(adapter_folder(options.init_adapter))
-    return dataclasses.replace(config, lora=dataclasses.replace(lora, dropout=0.0))
+    return dataclasses.replace(config, lora=_lora_of(adapter_folder(options.init_adapter)))
+
+
+def _lora_of(folder: Path) -> LoRAConfig:
+    """What an adapter consists of, as its tensors say: `--resume` builds it anew without them."""
+    file = folder / "adapter_model.safetensors"
+    lora = read_adapter_config(folder)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = [key.split(".") for key in tensors.keys()]
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    targets = tuple(sorted({parts[-3] for parts in names if len(parts) > 2}))
+    return dataclasses.replace(lora, dropout=0.0, target_modules=targets)
 
 
 def _preview(data: FeedbackData) -> Messages:

@@ -113,6 +113,8 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
             )
     else:
         options = _with_default_paths(options)
+        if options.init_adapter:
+            raise InputError("--init-adapter belongs to --data: with --demos, leave it out")
         if not options.inspect:  # which writes nothing
             check_free(Path(options.out), options.overwrite)
     demonstrations, held_out = _load_demonstrations(options)
@@ -126,7 +128,7 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
     checkpoint = find_checkpoint(options.model, options.revision or None)
     model_config = read_model_config(checkpoint)
     tokenizer = Tokenizer.from_folder(checkpoint)
-    _check_prompt(options.prompt, tokenizer, model_config.max_position_embeddings)
+    check_prompt(options.prompt, tokenizer, model_config.max_position_embeddings)
     limit = min(config.max_length, model_config.max_position_embeddings)
     encoded = [encode_demonstration(d, tokenizer, limit) for d in demonstrations]
     train = [sequence for sequence, _ in encoded]
@@ -205,7 +207,8 @@ def check_held_out(train: list[Demonstration], held_out: list[Demonstration]) ->
             )
 
 
-def _check_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> None:
+def check_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> None:
+    """Raises InputError where `--prompt` leaves no room, of `context` tokens, for an answer."""
     length = len(tokenizer.encode_prompt(prompt)) if prompt else 0
     if length >= context:
         raise InputError(

@@ -137,7 +137,11 @@ class EvaluateOptions:
     judges: tuple[str, ...] = knob(
         ("style",), "who judges: style (offline), model (--judge-model, --judge-url)"
     )
-    test: str = knob("", "held-out demonstrations; by default those of the run")
+    test: str = knob(
+        "",
+        "held-out demonstrations, or a folder of feedback, as the run learned from; by default "
+        "the run's own",
+    )
     n: int = knob(4, "answers a prompt and contestant")
     max_new_tokens: int = knob(0, "tokens an answer at most; 0: 1.25 x the longest held-out text")
     temperature: float = knob(1.0, "of the answers")

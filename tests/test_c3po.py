@@ -243,6 +243,25 @@ def test_what_both_texts_of_a_pair_begin_with_is_read_once_and_changes_no_gradie
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
+def test_the_rewards_are_of_what_follows_the_common_start_and_the_margin_of_the_whole() -> None:
+    whole = (encode("hi", "the cat sat"), encode("hi", "the cat ran off"))
+    config = small_config(**DPO)
+    model = with_adapter(small_model(), ADAPTER)
+    batch = Batch.of(FeedbackSequences((whole,), (), ()), config)
+    metrics = c3po_step(model, batch, ReferenceScores(model, None), config, 2048)
+
+    def reward(sequence: Sequence) -> float:
+        with reference_policy(model, None):
+            reference = naive_score(model, sequence)
+        return config.beta * float(naive_score(model, sequence) - reference)
+
+    chosen, rejected = map(reward, whole)
+    shown = metrics["rewards/chosen"], metrics["rewards/rejected"]
+    assert shown == pytest.approx([reward(s) for s in batch.pairs[0]], rel=1e-3, abs=1e-5)
+    assert abs(shown[0] - chosen) > 1e-4  # the start has a reward of its own, the same for both
+    assert metrics["rewards/margins"] == pytest.approx(chosen - rejected, rel=1e-3, abs=1e-5)
+
+
 def test_the_terms_that_are_told_of_add_up_to_the_loss(baseline: Outcome) -> None:
     for line in baseline.steps("c3po"):
         assert json.loads(json.dumps(line)) == line

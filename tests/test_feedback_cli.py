@@ -12,13 +12,15 @@ from cli_helpers import Outcome, call, evaluate, sample, train, tree, write_chec
 from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
 from safetensors.torch import load_file
 
-from minialign.config import C3PO_LAPTOP, FEEDBACK_METHODS
+from minialign.config import C3PO_LAPTOP, EVERY_LINEAR, FEEDBACK_METHODS, UNREAD
 from minialign.feedback import SCOPES, load_feedback_data
+from minialign.run import Run
 
 KNOBS = (
     *("--lora-rank", "4", "--lora-alpha", "8", "--learning-rate", "0.01", "--epochs", "2"),
     *("--pairs-per-step", "2"),
 )
+GOING_ON = ("--data", "data/sam", "--model", "toy", "--epochs", "2", "--pairs-per-step", "2")
 METHODS = tuple(FEEDBACK_METHODS)
 
 
@@ -58,6 +60,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_toy(cwd: Path, *arguments: str | Path) -> Outcome:
     return call(train, "--data", "data/sam", "--model", "toy", *KNOBS, *arguments, cwd=cwd)
+
+
+def stop_after_two_steps(patch: pytest.MonkeyPatch) -> None:
+    """As if the person pressed Ctrl-C."""
+    log = Run.log
+
+    def stop(self: Run, stage: str, step: int, found: dict[str, Any]) -> None:
+        log(self, stage, step, found)
+        self.interrupted = step == 1
+
+    patch.setattr(Run, "log", stop)
 
 
 def record(run: Path) -> dict[str, Any]:
@@ -128,33 +141,43 @@ def test_inspect_shows_the_first_pair_in_scope(workplace: Path) -> None:
 def test_an_adapter_can_be_gone_on_from(workplace: Path) -> None:
     """With a learning rate of next to nothing the result is the adapter that it began with."""
     arguments = ("--init-adapter", "runs/sft", "--out", "runs/on", "--learning-rate", "1e-12")
-    plain = [part for part in KNOBS if not part.startswith("--lora") and part not in ("4", "8")]
-    outcome = call(
-        train, "--data", "data/sam", "--model", "toy", *plain[2:], *arguments, cwd=workplace
-    )
+    outcome = call(train, *GOING_ON, *arguments, cwd=workplace)
     assert outcome.code == 0, outcome.err
     before, after = (
         load_file(workplace / "runs" / name / "adapter" / "adapter_model.safetensors")
         for name in ("sft", "on")
     )
     assert all((after[key] - before[key]).abs().max() < 1e-6 for key in before)
+    lora = record(workplace / "runs" / "on")["knobs"]["lora"]
+    assert lora["rank"] == 4 and set(lora["target_modules"]) == set(EVERY_LINEAR)
+
+
+def test_a_run_that_goes_on_from_an_adapter_is_resumed_without_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = workplace / "runs" / "first"
+    shutil.copytree(workplace / "runs" / "sft", first)
+    begin = (*GOING_ON, "--init-adapter", "runs/first", "--learning-rate", "0.01")
+    assert call(train, *begin, "--out", "runs/whole", cwd=workplace).code == 0
+    with monkeypatch.context() as patch:
+        stop_after_two_steps(patch)
+        assert call(train, *begin, "--out", "runs/halved", cwd=workplace).code == 130
+    shutil.rmtree(first)
+    again = call(train, "--resume", "runs/halved", cwd=workplace)
+    assert again.code == 0, again.err
+    whole, halved = (workplace / "runs" / name for name in ("whole", "halved"))
+    assert metrics(halved) == metrics(whole)
+    file = Path("adapter", "adapter_model.safetensors")
+    assert (halved / file).read_bytes() == (whole / file).read_bytes()
 
 
 def test_an_interrupted_run_goes_on_to_the_same_result(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minialign.run import Run
-
-    log = Run.log
-
-    def stop(self: Run, stage: str, step: int, found: dict[str, Any]) -> None:
-        log(self, stage, step, found)
-        self.interrupted = step == 1
-
-    monkeypatch.setattr(Run, "log", stop)
-    stopped = train_toy(workplace, "--out", "runs/stopped")
+    with monkeypatch.context() as patch:
+        stop_after_two_steps(patch)
+        stopped = train_toy(workplace, "--out", "runs/stopped")
     assert stopped.code == 130 and "--resume runs/stopped" in stopped.err
-    monkeypatch.setattr(Run, "log", log)
     again = call(train, "--resume", "runs/stopped", cwd=workplace)
     assert again.code == 0, again.err
     assert metrics(workplace / "runs" / "stopped") == metrics(workplace / "runs" / "c3po")
@@ -170,6 +193,18 @@ BAD = {
         ("--data", "data/sam", "--method", "dpo", "--lambda-out", "1"),
         "--method dpo fixes --lambda-out",
     ),
+    "an adapter that overwriting would delete": (
+        ("--data", "data/sam", "--init-adapter", "runs/sft", "--out", "runs/sft", "--overwrite"),
+        "--init-adapter runs/sft: lies in --out",
+    ),
+    "an adapter folder that overwriting would delete": (
+        ("--data", "data/sam", "--init-adapter", "runs/sft/adapter", "--out", "runs/dpo/../sft"),
+        "--init-adapter runs/sft/adapter: lies in --out",
+    ),
+    "a prompt longer than the context": (
+        ("--data", "data/sam", "--prompt", "note " * 3000, "--out", "runs/none"),
+        "--prompt has ",
+    ),
     "a rank besides an adapter's own": (
         ("--data", "data/sam", "--init-adapter", "runs/sft", "--lora-rank", "2"),
         "--init-adapter brings its own --lora-rank",
@@ -178,6 +213,18 @@ BAD = {
     "a wrong knob besides a sentence": (
         ("--feedback", "Sign as Sam", "--lambda-near", "-1"),
         "lambda_near",
+    ),
+    "an adapter that overwriting would delete besides a sentence": (
+        ("--feedback", "Sign", "--init-adapter", "runs/sft", "--out", "runs/sft", "--overwrite"),
+        "--init-adapter runs/sft: lies in --out",
+    ),
+    "a knob that the method fixes besides a sentence": (
+        ("--feedback", "Sign as Sam", "--method", "dpo", "--lambda-out", "1"),
+        "--method dpo fixes --lambda-out",
+    ),
+    "a method of demonstrations besides a sentence": (
+        ("--feedback", "Sign as Sam", "--method", "spin"),
+        "--method spin learns from --demos",
     ),
     "a sentence and a folder": (("--feedback", "Sign", "--data", "data/sam"), "not both"),
     "an empty sentence": (("--feedback", " ", "--out", "runs/none"), "--feedback is empty"),
@@ -194,13 +241,37 @@ def test_bad_input_is_one_line_before_anything_is_written(name: str, workplace: 
     assert tree(workplace) == before
 
 
+@pytest.mark.parametrize(
+    ("method", "knob"), [(method, knob) for method in METHODS for knob in UNREAD[method]]
+)
+def test_a_knob_that_the_method_never_reads_is_refused(
+    method: str, knob: str, workplace: Path
+) -> None:
+    flag = "--" + knob.replace("_", "-")
+    value = {"beta": "3", "constraint": "kl", "constraint_reduction": "sum"}[knob]
+    outcome = train_toy(workplace, "--method", method, flag, value, "--out", "runs/unread")
+    assert outcome.code == 2
+    assert outcome.err == f"train.py: --method {method} makes no use of {flag}: leave it out\n"
+    assert not (workplace / "runs" / "unread").exists()
+
+
+@pytest.mark.parametrize("flag", [("--data", "data/sam"), ("--feedback", "Sign as Sam")])
+def test_resume_names_the_flag_that_was_given(flag: tuple[str, str], workplace: Path) -> None:
+    outcome = call(train, "--resume", "runs/c3po", *flag, cwd=workplace)
+    assert outcome.code == 2
+    assert outcome.err == f"train.py: --resume keeps the knobs of the run: leave out {flag[0]}\n"
+
+
+def test_the_page_says_of_what_part_of_an_answer_the_rewards_are(workplace: Path) -> None:
+    page = (workplace / "runs" / "c3po" / "report.html").read_text(encoding="utf-8")
+    assert "against the base model, from where the two differ" in page
+
+
 def test_changed_data_is_not_gone_on_with(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(workplace / "toy", tmp_path / "toy")
     shutil.copytree(workplace / "data", tmp_path / "data")
-    from minialign.run import Run
-
     log = Run.log
     monkeypatch.setattr(
         Run, "log", lambda self, *a: (log(self, *a), setattr(self, "interrupted", True))[0]
@@ -273,6 +344,12 @@ BAD_EVALUATION = {
     "a folder that is no run": (("data/sam",), "not a run folder"),
     "two runs of one name": (("runs/sft", "runs/../runs/sft"), "another contestant called sft"),
     "no such data": (("runs/c3po", "--test", "nowhere"), "nowhere"),
+    "rivals of demonstrations": (("runs/c3po", "--against", "base"), "--against: of no use"),
+    "even their usual value": (("runs/c3po", "--show", "2"), "--show: of no use"),
+    "two flags of demonstrations": (
+        ("runs/c3po", "--general", "0", "--others", "x.jsonl"),
+        "--others, --general: of no use",
+    ),
 }
 
 

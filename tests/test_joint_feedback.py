@@ -35,6 +35,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = train_toy(folder, "--data", BOTH)
     assert outcome.code == 0, outcome.err
     assert "Sign as Sam; Sign as Kim" in outcome.out
+    assert "python evaluate.py runs/sam+kim --test data/sam\n" in outcome.out
     return folder
 
 
@@ -117,7 +118,9 @@ def test_the_page_says_how_to_test_one_feedback_and_then_by_which_it_was(tmp_pat
         renamed(tmp_path / "data" / name, name.title())
     assert train_toy(tmp_path, "--data", BOTH).code == 0
     page = tmp_path / "runs" / "sam+kim" / "report.html"
-    assert "python evaluate.py runs/sam+kim --test data/sam" in page.read_text(encoding="utf-8")
+    told = "python evaluate.py runs/sam+kim --test data/sam"
+    text = page.read_text(encoding="utf-8")
+    assert text.count(told) == text.count("python evaluate.py") >= 2  # as finding, and below
     test = ("--test", "data/kim", "--max-new-tokens", "5")
     assert call(evaluate, "runs/sam+kim", *test, cwd=tmp_path).code == 0
     assert "Tested by “Sign as Kim”." in page.read_text(encoding="utf-8")

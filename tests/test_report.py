@@ -1037,6 +1037,43 @@ def test_a_comparison_of_runs_from_feedback_has_their_scores(tmp_path: Path) -> 
     ]
 
 
+def near_charts(page: Page) -> list[tuple[str, str, set[str]]]:
+    """The constraint's charts: title, unit, and the runs that are drawn."""
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page.source, re.DOTALL)
+    texts = [re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text)).strip() for text in captions]
+    found = []
+    for text, label in zip(texts, page.labels(), strict=True):
+        title, _, drawn = label.partition(": ")
+        if title.endswith("near the scope"):
+            unit = text.removeprefix(title).strip()
+            found.append((title, unit, {name.split()[0] for name in drawn.split("; ")}))
+    return found
+
+
+def test_a_comparison_draws_each_kind_and_unit_of_the_constraint_by_itself(tmp_path: Path) -> None:
+    runs = []
+    for name, constraint, reduction in (
+        *(("a", "nll", "sum"), ("b", "nll", "token_mean"), ("c", "nll", "sequence_mean")),
+        *(("d", "kl", "sum"), ("e", "kl", "token_mean")),
+    ):
+        record = feedback_config()
+        record["knobs"] |= {"constraint": constraint, "constraint_reduction": reduction}
+        lines = [
+            {key.replace("nll/near", f"{constraint}/near"): value for key, value in line.items()}
+            for line in feedback_metrics()
+        ]
+        runs.append(make_feedback_run(tmp_path / name, config=record, metrics=lines))
+    page = Page(write_comparison(runs, tmp_path / "all.html").read_text(encoding="utf-8"))
+    check_well_formed(page)
+    kept, moved, kl = "Kept answers near the scope", "Divergence near the scope", "KL from the base"
+    assert near_charts(page) == [
+        (kept, "nats an answer", {"a"}),
+        (kept, "nats per token", {"b", "c"}),
+        (moved, f"{kl} model, nats an answer", {"d"}),
+        (moved, f"{kl} model, nats per token", {"e"}),
+    ]
+
+
 def test_a_comparison_of_both_kinds_has_the_columns_of_both(tmp_path: Path) -> None:
     runs = [make_feedback_run(tmp_path / "one"), *make_runs(tmp_path)]
     page = Page(write_comparison(runs, tmp_path / "all.html").read_text(encoding="utf-8"))

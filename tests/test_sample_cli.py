@@ -333,3 +333,20 @@ def test_adapters_of_different_models_are_not_added_up(workplace: Path, tmp_path
     outcome = call(sample, "--adapter", run, "--adapter", other, "--prompt", "hi", cwd=workplace)
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert "only adapters of one model can be added up" in outcome.err
+
+
+def test_a_folder_whose_name_has_an_equals_sign_is_taken_as_it_is(
+    workplace: Path, tmp_path: Path
+) -> None:
+    """As a sweep's are; a weight may follow all the same."""
+    adapter = workplace / "runs" / "demos" / "adapter"
+    shutil.copytree(adapter, tmp_path / "beta=0.1")
+
+    def answer(folder: str) -> str:
+        arguments = ("--adapter", folder, "--prompt", "hi", *SHORT, "--model", workplace / "toy")
+        outcome = call(sample, *arguments, cwd=tmp_path)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    assert answer("beta=0.1") == answer("beta=0.1=1") == answer(f"{adapter}")
+    assert answer("beta=0.1=0") == answer(f"{adapter}=0") != answer("beta=0.1")

@@ -584,6 +584,8 @@ def interrupted(tmp_path: Path, press_at: Callable[..., None]) -> Path:
         ("--lora-rank", "2"),
         ("--seed", "5"),
         ("--demos", "demos.jsonl"),
+        ("--data", "data/sam"),
+        ("--feedback", "Sign as Sam"),
         ("--out", "elsewhere"),
         ("--overwrite",),
     ],
@@ -594,6 +596,16 @@ def test_resume_refuses_other_knobs(interrupted: Path, flags: tuple[str, ...]) -
     assert outcome.code == 2
     assert outcome.err == (f"train.py: --resume keeps the knobs of the run: leave out {flags[0]}\n")
     assert tree(interrupted) == before
+
+
+def test_an_adapter_to_go_on_from_is_refused_beside_demonstrations(
+    workplace: Path, tmp_path: Path
+) -> None:
+    arguments = (*INPUTS, *TINY, "--init-adapter", "nowhere", "--out", tmp_path / "run")
+    outcome = call(train, *arguments, cwd=workplace)
+    assert outcome.code == 2 and outcome.err.count("\n") == 1
+    assert "--init-adapter belongs to --data" in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_demonstrations_that_changed(interrupted: Path) -> None:

@@ -8,7 +8,6 @@ the scores by scope decide: is it followed where it belongs, and are other answe
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -17,7 +16,7 @@ from minialign.evaluation.charts import percent
 from minialign.evaluation.run_files import UNSEEN, Json, RunFiles, figure
 from minialign.evaluation.scopes import AGAIN, COT, IN_CONTEXT
 from minialign.evaluation.winrates import SURE
-from minialign.feedback_job import data_paths
+from minialign.feedback_job import flag_for_test
 
 NAMES = {
     **{"sft": "SFT", "ditto": "DITTO", "spin": "SPIN", "dpo": "DPO", "base": "base model"},
@@ -381,11 +380,5 @@ def _unscored(run: RunFiles) -> Finding:
         f"Trained on a sentence of feedback: {_steps(run)}. Whether it is followed where it "
         f"belongs, and other answers are left alone, {told}.",
         f"On prompts that were not trained on, {moved} revised answer." if ahead else "",
-        f"python evaluate.py {run.place}{_test_flag(run)}",
+        f"python evaluate.py {run.place}{flag_for_test(str(run.config['options']['data']))}",
     )
-
-
-def _test_flag(run: RunFiles) -> str:
-    """Of several feedbacks that were learned at once, each has to be tested by itself."""
-    first, *others = data_paths(str(run.config["options"]["data"]))
-    return f" --test {shlex.quote(str(first))}" if others else ""

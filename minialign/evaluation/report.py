@@ -327,15 +327,42 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
 
 
 def overlay(
-    runs: dict[str, RunFiles], among: Sequence[str], metric: str, title: str, unit: str
+    runs: dict[str, RunFiles],
+    among: Sequence[str],
+    metric: str,
+    title: str,
+    unit: str,
+    constraint: str = "",
 ) -> Markup:
-    """One metric of all runs in a chart: of the last of their stages that is `among` these."""
+    """One metric of all runs in a chart: of the last of their stages that is `among` these.
+
+    With `constraint`, the runs whose constraint has this unit; they keep their colours.
+    """
     series = []
     for place, (name, run) in enumerate(runs.items()):
-        stages = [stage for stage in run.stages if stage in among]
+        own = constraint in ("", constraint_unit(run))
+        stages = [stage for stage in run.stages if stage in among and own]
         points = run.points(stages[-1], metric) if stages else []
         series.append(Series(name, points, place))
     return charts.line_chart(title, series, unit=unit)
+
+
+def constraint_unit(run: RunFiles) -> str:
+    """What a run's constraint is measured in."""
+    summed = run.config["knobs"].get("constraint_reduction") == "sum"
+    return "nats an answer" if summed else "nats per token"
+
+
+def near_charts(runs: dict[str, RunFiles]) -> list[Markup]:
+    """The constraint near the scope: a chart for each of its kinds and units, if there are runs."""
+    made = []
+    for metric, title, said in (
+        ("nll/near", "Kept answers near the scope", ""),
+        ("kl/near", "Divergence near the scope", "KL from the base model, "),
+    ):
+        for unit in dict.fromkeys(map(constraint_unit, runs.values())):
+            made.append(overlay(runs, ["c3po"], metric, title, said + unit, constraint=unit))
+    return made
 
 
 def verdict(run: RunFiles) -> tuple[str, str, Duel] | None:
@@ -361,7 +388,7 @@ def _write(target: Path, template: str, **content: Any) -> Path:
         lstrip_blocks=True,
     )
     helpers: list[Callable[..., Any]] = [answers, called, color, column, cost_charts, curve, duel]
-    helpers += [duration, evaluate_command, figure, find, knobs, method_of, overlay]
+    helpers += [duration, evaluate_command, figure, find, knobs, method_of, near_charts, overlay]
     helpers += [pairs_chart, prompts_ahead, rounds, sample_command, score_charts, scores_of]
     helpers += [train_command, unseen, verdict, win_chart]
     pages.globals.update({helper.__name__: helper for helper in helpers})

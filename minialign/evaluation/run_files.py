@@ -14,6 +14,7 @@ from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES
 from minialign.data import read_json, read_jsonl
 from minialign.errors import InputError
 from minialign.feedback import SCOPES
+from minialign.feedback_job import flag_for_test
 from minialign.options import TrainOptions
 from minialign.runs import learned_from_pairs, read_run_record
 
@@ -255,5 +256,7 @@ def sample_command(run: RunFiles) -> str:
 def evaluate_command(run: RunFiles) -> str:
     """The one that was given, or the usual one; nothing while there is no adapter."""
     given = run.evaluation.get("command")
-    usual = f"python evaluate.py {run.place}" if run.trained and not run.from_pairs else ""
-    return given if isinstance(given, str) else usual
+    if isinstance(given, str) or not run.trained or run.from_pairs:
+        return given if isinstance(given, str) else ""
+    test = flag_for_test(str(run.config["options"]["data"])) if run.from_feedback else ""
+    return f"python evaluate.py {run.place}{test}"

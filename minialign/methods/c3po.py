@@ -18,7 +18,8 @@ Where this differs from the paper or from the official code (austrian-code-wizar
   code does and as the published lambdas need; `constraint_reduction` has the alternatives.
 * A constraint of weight 0 is not computed, and an answer that was cut off has no end token.
 * The words with which a revised answer and its baseline both begin are computed once, as a part of
-  the prompt: in DPO they cancel. `logps` are of what follows.
+  the prompt: in DPO they cancel. `logps`, `rewards/chosen` and `rewards/rejected` are of what
+  follows; `rewards/margins` are the same either way.
 * `constraint = "kl"` is the paper's ablation: instead of the likelihood of the base model's answers
   the divergence from its distribution, along the same answers and at their own positions.
 
