@@ -149,7 +149,8 @@ def with_data(options: TrainOptions) -> TrainOptions:
         dtype=options.dtype,
     )
     out = options.out or str(Path("runs") / wanted.folder.name)
-    check_free(Path(out), options.overwrite)  # before the hour that the data may take
+    if not options.sweep:  # whose folder holds its runs
+        check_free(Path(out), options.overwrite)  # before the hour that the data may take
     folder = make_data(wanted, PipelineConfig(seed=options.seed))
     return dataclasses.replace(options, feedback="", data=str(folder), out=out)
 

@@ -21,25 +21,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from minialign.config import FEEDBACK_METHODS, UNREAD
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXAMPLES = ROOT / "examples" / "c3po"
 PAGE, RESULTS = HERE / "c3po.md", HERE / "results" / "c3po.jsonl"
-TRAINED = {  # name -> title, flags for train.py
-    "c3po": ("C3PO", ["--method", "c3po"]),
-    "dpo": ("DPO alone", ["--method", "dpo"]),
-    "sft": ("SCD", ["--method", "sft"]),
-    "sft-weighted": ("SCD + negatives", ["--method", "sft-weighted"]),
-}
-ORDER = (
-    "base, again",
-    "in-context",
-    "in-context + CoT",
-    "sft",
-    "sft-weighted",
-    "dpo",
-    "c3po",
-)
+TRAINED = {"c3po": "C3PO", "dpo": "DPO alone", "sft": "SCD", "sft-weighted": "SCD + negatives"}
+ORDER = ("base, again", "in-context", "in-context + CoT", "sft", "sft-weighted", "dpo", "c3po")
 PAPER = {  # S_in, S_out, S_overall of Table 2
     "in-context": (0.677, 0.503, 0.587),
     "in-context + CoT": (0.402, 0.246, 0.578),
@@ -58,16 +47,15 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
     """Trains what is missing and evaluates everything together."""
     folder = options.work / f"{feedback}-{seed}"
     runs = []
-    for method, (_, flags) in TRAINED.items():
+    for method in TRAINED:
         run = folder / method
         if not (run / "adapter" / "adapter_config.json").exists():
             command(
                 "train.py",
-                *flags,
-                *("--data", EXAMPLES / feedback, "--out", run),
+                *("--method", method, "--data", EXAMPLES / feedback, "--out", run),
                 *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
                 *(["--overwrite"] if run.exists() else []),
-                *(part for knob in options.set for part in knob_flag(knob)),
+                *(part for knob in options.set for part in knob_flag(knob, method)),
             )
         runs.append(run)
     command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
@@ -86,8 +74,11 @@ def words_in_scope(found: dict[str, Any], method: str) -> float:
     return sum(len(text.split()) for text in answers) / len(answers)
 
 
-def knob_flag(knob: str) -> tuple[str, str]:
+def knob_flag(knob: str, method: str) -> tuple[str, ...]:
+    """For train.py; none for a knob that the method fixes or never reads."""
     name, _, value = knob.partition("=")
+    if name in FEEDBACK_METHODS[method] or name in UNREAD[method]:
+        return ()
     return "--" + name.replace("_", "-"), value
 
 
@@ -112,8 +103,7 @@ def mean_row(lines: list[dict[str, Any]], method: str) -> str:
     words = [line["words"][method] for line in lines if method in line["words"]]
     cells.append(f"{sum(words) / len(words):.0f}")
     paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
-    title, _ = TRAINED.get(method, (method, []))
-    return f"| {title} | {' | '.join(cells)} | {paper} |"
+    return f"| {TRAINED.get(method, method)} | {' | '.join(cells)} | {paper} |"
 
 
 def with_error(values: list[float]) -> str:
