@@ -18,6 +18,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,35 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 EXAMPLES = ROOT / "examples" / "c3po"
 PAGE, RESULTS = HERE / "c3po.md", HERE / "results" / "c3po.jsonl"
-TRAINED = {"c3po": "C3PO", "dpo": "DPO alone", "sft": "SCD", "sft-weighted": "SCD + negatives"}
-ORDER = ("base, again", "in-context", "in-context + CoT", "sft", "sft-weighted", "dpo", "c3po")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A row of the table that train.py makes; `knobs` are KNOB=VALUE besides the common ones."""
+
+    title: str
+    method: str
+    knobs: tuple[str, ...] = ()
+
+
+TRAINED = {
+    "c3po": Trained("C3PO", "c3po"),
+    "dpo": Trained("DPO alone", "dpo"),
+    "dpo-gentle": Trained("DPO alone, lower rate", "dpo", ("learning_rate=1e-4",)),
+    "sft": Trained("SCD", "sft"),
+    "sft-weighted": Trained("SCD + negatives", "sft-weighted"),
+}
+ORDER = (
+    *("base, again", "in-context", "in-context + CoT"),
+    *("sft", "sft-weighted", "dpo", "dpo-gentle", "c3po"),
+)
 PAPER = {  # S_in, S_out, S_overall of Table 2
     "in-context": (0.677, 0.503, 0.587),
     "in-context + CoT": (0.402, 0.246, 0.578),
     "sft": (0.470, 0.269, 0.6005),
     "sft-weighted": (0.367, 0.133, 0.617),
     "dpo": (0.326, 0.517, 0.4045),
+    "dpo-gentle": (0.326, 0.517, 0.4045),
     "c3po": (0.563, 0.150, 0.7065),
 }
 
@@ -47,15 +69,15 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
     """Trains what is missing and evaluates everything together."""
     folder = options.work / f"{feedback}-{seed}"
     runs = []
-    for method in TRAINED:
-        run = folder / method
+    for name, row in TRAINED.items():
+        run = folder / name
         if not (run / "adapter" / "adapter_config.json").exists():
             command(
                 "train.py",
-                *("--method", method, "--data", EXAMPLES / feedback, "--out", run),
+                *("--method", row.method, "--data", EXAMPLES / feedback, "--out", run),
                 *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
                 *(["--overwrite"] if run.exists() else []),
-                *(part for knob in options.set for part in knob_flag(knob, method)),
+                *(part for k in (*row.knobs, *options.set) for part in knob_flag(k, row.method)),
             )
         runs.append(run)
     command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
@@ -64,7 +86,7 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
         "methods": found["methods"],
         "scored": found["scored"],
         "words": {method: words_in_scope(found, method) for method in found["methods"]},
-        "seconds": {method: train_seconds(folder / method) for method in TRAINED},
+        "seconds": {name: train_seconds(folder / name) for name in TRAINED},
     }
 
 
@@ -103,7 +125,8 @@ def mean_row(lines: list[dict[str, Any]], method: str) -> str:
     words = [line["words"][method] for line in lines if method in line["words"]]
     cells.append(f"{sum(words) / len(words):.0f}")
     paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
-    return f"| {TRAINED.get(method, method)} | {' | '.join(cells)} | {paper} |"
+    title = TRAINED[method].title if method in TRAINED else method
+    return f"| {title} | {' | '.join(cells)} | {paper} |"
 
 
 def with_error(values: list[float]) -> str:
@@ -126,13 +149,18 @@ def tables(lines: list[dict[str, Any]]) -> str:
     for title, own in groups.items():
         seeds = len({line["seed"] for line in own})
         rows = [mean_row(own, m) for m in ORDER if any(m in line["methods"] for line in own)]
-        parts.append(f"**{title}** ({len(own)} runs a method, {seeds} seeds)\n\n{head}")
+        counts = f"{plural(len(own), 'run')} a method, {plural(seeds, 'seed')}"
+        parts.append(f"**{title}** ({counts})\n\n{head}")
         parts[-1] += "\n" + "\n".join(rows)
     return "\n\n".join(parts)
 
 
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def names_of(lines: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(line["feedback"] for line in lines))
+    return sorted({line["feedback"] for line in lines})
 
 
 def main() -> None:
@@ -152,12 +180,14 @@ def main() -> None:
         for feedback in options.feedbacks.split(","):
             fixed = {"feedback": feedback, "seed": seed, "n": options.n, "model": options.model}
             fixed["set"] = sorted(options.set)
-            if any(all(x[key] == fixed[key] for key in fixed) for x in read_results()):
+            lines = read_results()
+            same = [x for x in lines if all(x[key] == fixed[key] for key in fixed)]
+            if same and all(name in same[0]["methods"] for name in TRAINED):
                 continue
-            line = {**fixed, **measure(feedback, seed, options)}
+            lines = [x for x in lines if x not in same]
+            lines.append({**fixed, **measure(feedback, seed, options)})
             RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
     lines = read_results()
     if not lines:
         raise SystemExit("nothing measured yet")

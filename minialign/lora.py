@@ -132,6 +132,18 @@ def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
         model.train(training)
 
 
+def is_policy(model: nn.Module, name: str | None) -> bool:
+    """Whether adapter `name`, or the base for None, is bit for bit the model as it is now."""
+    own, others = (_changes(model, adapter) for adapter in (active_adapter(model), name))
+    return len(own) == len(others) and all(map(torch.equal, own, others))
+
+
+def _changes(model: nn.Module, name: str | None) -> list[nn.Parameter]:
+    """An adapter's parameters; none where it changes nothing."""
+    parameters = [] if name is None else adapter_parameters(model, name)
+    return parameters if any(lora_B.any() for lora_B in parameters[1::2]) else []
+
+
 def remove_adapter(model: nn.Module, name: str) -> None:
     """Forgets an adapter, if it is there; where it was active, the base alone is."""
     for layer in lora_layers(model).values():

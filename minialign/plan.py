@@ -19,7 +19,7 @@ from minialign.lora import lora_layers, trainable_parameters
 from minialign.model import CausalLM, Checkpointing, ModelConfig
 from minialign.options import TrainOptions
 from minialign.sampler import cache_bytes, cache_rows, sample
-from minialign.scoring import by_prompt, score
+from minialign.scoring import score
 
 PROBE_TOKENS = 400  # what the training probe reads
 PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
@@ -130,14 +130,9 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
 
 
 def _tokens_in_flight(job: Job) -> int:
-    """A micro-batch, or one prompt's texts where they are more: a prompt group is never cut."""
-    groups = by_prompt(job.train, lambda sequence: sequence).values()
-    largest = max(sum(map(len, group)) for group in groups)
-    if job.options.method != "sft":
-        share = max(map(len, groups)) / len(job.train)  # of the demonstrations, so of the pairs
-        pairs = math.ceil(job.config.pairs_per_step * share)
-        largest += pairs * job.config.sampling.max_new_tokens
-    return max(largest, job.options.micro_batch_tokens)
+    """A micro-batch, or one comparison where that is more."""
+    compared = 0 if job.options.method == "sft" else job.config.sampling.max_new_tokens
+    return max(job.options.micro_batch_tokens, max(map(len, job.train)) + compared)
 
 
 def activation_bytes(

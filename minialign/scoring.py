@@ -20,7 +20,7 @@ from torch import Tensor
 from minialign.attention import PackedAttention, Segment
 from minialign.data import Sequence
 from minialign.fused import linear_kl, linear_logps
-from minialign.lora import adapter_hash, adapter_parameters, reference_policy
+from minialign.lora import adapter_hash, adapter_parameters, is_policy, reference_policy
 from minialign.model import CausalLM
 
 T = TypeVar("T")
@@ -130,27 +130,54 @@ def by_prompt(
     return groups
 
 
+def distinct_tokens(sequences: Iterable[Sequence]) -> int:
+    """What there is to read: each prompt and each completion once."""
+    distinct = set(sequences)
+    prompts = {sequence.prompt_ids for sequence in distinct}
+    return sum(map(len, prompts)) + sum(len(sequence.completion_ids) for sequence in distinct)
+
+
 def micro_batches(
     items: SequenceABC[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
 ) -> Iterator[list[T]]:
-    """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens.
+    """Cuts a step into parts of at most `max_tokens` distinct tokens, by whole prompt groups.
 
-    A larger group stands alone.
+    A group that is larger by itself is cut too, and what its parts share is computed with each of
+    them; a single item is never cut.
 
     All sequences of an item share one prompt. The losses of the parts add up to the loss of the
     step, so the gradient does not depend on `max_tokens`; memory does.
     """
     batch: list[T] = []
     tokens = 0
-    for prompt_ids, group in by_prompt(items, lambda item: sequences_of(item)[0]).items():
-        distinct = {sequence for item in group for sequence in sequences_of(item)}
-        cost = len(prompt_ids) + sum(len(sequence.completion_ids) for sequence in distinct)
-        if batch and tokens + cost > max_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch, tokens = batch + group, tokens + cost
+    for group in by_prompt(items, lambda item: sequences_of(item)[0]).values():
+        for part, cost in _within(group, sequences_of, max_tokens):
+            if batch and tokens + cost > max_tokens:
+                yield batch
+                batch, tokens = [], 0
+            batch, tokens = batch + part, tokens + cost
     if batch:
         yield batch
+
+
+def _within(
+    group: list[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
+) -> Iterator[tuple[list[T], int]]:
+    """Cuts a prompt group into parts of at most `max_tokens`, each with its size."""
+    part: list[T] = []
+    held: set[Sequence] = set()
+    tokens = 0
+    for item in group:
+        sequences = set(sequences_of(item))
+        more = sum(len(sequence.completion_ids) for sequence in sequences - held)
+        if part and tokens + more > max_tokens:
+            yield part, tokens
+            part, held, tokens = [], set(), 0
+        if not part:
+            more = sum(len(sequence.completion_ids) for sequence in sequences)
+            tokens = len(next(iter(sequences)).prompt_ids)
+        part, held, tokens = [*part, item], held | sequences, tokens + more
+    yield part, tokens
 
 
 class ReferenceScores:
@@ -158,8 +185,9 @@ class ReferenceScores:
 
     Sequences not seen before are scored together, in the same layout as the policy scores them:
     where the policy *is* the reference (DITTO's first step), the two agree to the last bit and the
-    loss is ln 2 exactly. Should the reference change after all, which its content's hash tells,
-    everything known is forgotten.
+    loss is ln 2 exactly. (A sequence that stands in two parts of that step is scored with each:
+    a layout of its own may round in its own way.) Should the reference change after all, which its
+    content's hash tells, everything known is forgotten.
     """
 
     def __init__(self, model: CausalLM, name: str | None) -> None:
@@ -171,11 +199,14 @@ class ReferenceScores:
     def __call__(self, sequences: SequenceABC[Sequence]) -> Tensor:
         """(len(sequences),) float32 without gradient, on the model's device."""
         self._forget_if_changed()
-        missing = [s for s in dict.fromkeys(sequences) if s not in self.known]
+        distinct = list(dict.fromkeys(sequences))
+        missing = [s for s in distinct if s not in self.known]
         if missing:
+            again = len(missing) < len(distinct) and is_policy(self.model, self.name)
+            asked = distinct if again else missing
             with reference_policy(self.model, self.name):
-                scores = score(self.model, missing)
-            self.known.update(zip(missing, scores.tolist(), strict=True))
+                scores = score(self.model, asked)
+            self.known.update(zip(asked, scores.tolist(), strict=True))
         return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
 
     def restore(self, known: dict[Sequence, float]) -> None:

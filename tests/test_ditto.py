@@ -319,9 +319,13 @@ def test_micro_batch_tokens_changes_memory_and_nothing_in_the_result(tmp_path: P
                 assert same, key
 
 
-@pytest.mark.parametrize("tokens", [60, 200])
-def test_no_pass_reads_more_than_micro_batch_tokens_or_one_prompt_group(
-    tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("texts", [TEXTS, ONE_PROMPT], ids=["prompts", "one prompt"])
+@pytest.mark.parametrize("tokens", [1, 60, 200])
+def test_no_pass_reads_more_than_micro_batch_tokens_or_one_pair(
+    tokens: int,
+    texts: tuple[tuple[str, str], ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Training, the reference and the held-out texts alike."""
     passes: list[tuple[int, int]] = []
@@ -329,14 +333,14 @@ def test_no_pass_reads_more_than_micro_batch_tokens_or_one_prompt_group(
 
     def spy(sequences: list[Sequence]) -> Packed:
         packed = real(sequences)
-        passes.append((len(packed.ids), len({s.prompt_ids for s in sequences})))
+        passes.append((len(packed.ids), len(set(sequences))))
         return packed
 
     monkeypatch.setattr(Packed, "of", spy)
     held_out = [Sequence((1, 9 + i), (i, EOS)) for i in range(100)]
-    small_training(tmp_path / "r", held_out=held_out, micro_batch_tokens=tokens)
-    assert max(prompts for _, prompts in passes) > 10
-    assert all(read <= tokens or prompts == 1 for read, prompts in passes)
+    small_training(tmp_path / "r", texts=texts, held_out=held_out, micro_batch_tokens=tokens)
+    assert max(read for read, _ in passes) > min(tokens, 20)
+    assert all(read <= tokens or together <= 2 for read, together in passes)
 
 
 # ---- going on ----

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceABC
 from typing import Any
 
 import pytest
@@ -16,7 +17,15 @@ from minialign import scoring
 from minialign.data import Sequence
 from minialign.lora import active_adapter, adapter_parameters, copy_adapter, set_adapter
 from minialign.model import CausalLM
-from minialign.scoring import Packed, ReferenceScores, divergence, micro_batches, score
+from minialign.scoring import (
+    Packed,
+    ReferenceScores,
+    by_prompt,
+    distinct_tokens,
+    divergence,
+    micro_batches,
+    score,
+)
 
 
 def random_sequences(seed: int = 0, prompts: int = 3, each: int = 3) -> list[Sequence]:
@@ -111,17 +120,26 @@ def one(sequence: Sequence) -> tuple[Sequence]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 4), st.integers(1, 120))
-def test_micro_batches_are_whole_prompt_groups_within_the_budget(
+def test_micro_batches_stay_within_the_budget_and_cut_no_prompt_group_that_does(
     seed: int, prompts: int, each: int, max_tokens: int
 ) -> None:
     sequences = random_sequences(seed, prompts, each)
     parts = list(micro_batches(sequences, one, max_tokens))
     assert sorted(map(repr, sequences)) == sorted(repr(s) for part in parts for s in part)
-    held = [{s.prompt_ids for s in part} for part in parts]
-    assert sum(map(len, held)) == len(set().union(*held))  # no prompt stands in two parts
-    for part, prompt_ids in zip(parts, held, strict=True):
-        tokens = sum(map(len, prompt_ids)) + sum(len(s.completion_ids) for s in set(part))
-        assert tokens <= max_tokens or len(prompt_ids) == 1
+    for part in parts:
+        assert distinct_tokens(part) <= max_tokens or len(part) == 1
+    for prompt, group in by_prompt(sequences, lambda sequence: sequence).items():
+        standing = sum(any(s.prompt_ids == prompt for s in part) for part in parts)
+        assert standing == 1 if distinct_tokens(group) <= max_tokens else standing <= len(group)
+
+
+def test_a_prompt_group_above_the_budget_is_cut_and_its_parts_share_the_demonstration() -> None:
+    chosen = Sequence(A, (1, 2))
+    pairs = [(chosen, Sequence(A, (3, i))) for i in range(5)]
+    cut = list(micro_batches(pairs, lambda pair: pair, 3 + 2 + 2 + 2))
+    assert [len(part) for part in cut] == [2, 2, 1]
+    assert sum(cut, []) == pairs
+    assert [len(part) for part in micro_batches(pairs, lambda pair: pair, 1)] == [1] * 5
 
 
 def test_micro_batches_fill_the_budget_and_count_shared_text_once() -> None:
@@ -167,6 +185,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence]]:
 
 def test_reference_scores_each_sequence_once_in_its_life(watched: list[list[Sequence]]) -> None:
     model = with_adapter(small_model(), "sft")
+    copy_adapter(model, "sft", "ditto")
+    adapter_parameters(model, "ditto")[-1].data.add_(1)  # the policy is another
     reference = ReferenceScores(model, "sft")
     a, b, c = Sequence(A, (3,)), Sequence(A, (4,)), Sequence(B, (5,))
     first = reference([a, b, a])
@@ -212,6 +232,26 @@ def test_reference_scores_are_forgotten_when_their_adapter_changes(
     assert len(watched) == 2 and not torch.equal(after, before)
     set_adapter(model, "sft")
     assert torch.equal(after, score(model, sequences))
+
+
+@pytest.mark.parametrize("name", ["sft", None])
+@pytest.mark.parametrize("max_tokens", [1, 40, 60])
+def test_a_text_in_two_parts_agrees_with_its_reference_to_the_last_bit(
+    max_tokens: int, name: str | None
+) -> None:
+    model = with_adapter(small_model(), "sft")
+    if name is None:
+        for lora_B in adapter_parameters(model, "sft")[1::2]:
+            lora_B.data.zero_()
+    copy_adapter(model, "sft", "ditto")
+    chosen, *samples = random_sequences(seed=3, prompts=1, each=9)
+    pairs = [(chosen, rejected) for rejected in samples]
+    reference = ReferenceScores(model, name)
+    parts = list(micro_batches(pairs, lambda pair: pair, max_tokens))
+    assert len(parts) > 1
+    for part in parts:
+        sequences = list(dict.fromkeys(s for pair in part for s in pair))
+        assert torch.equal(reference(sequences), score(model, sequences))
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])

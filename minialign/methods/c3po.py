@@ -47,7 +47,13 @@ from minialign.losses import C3POLoss, c3po_loss, sft_loss
 from minialign.model import CausalLM
 from minialign.optim import Optimizer, cosine_with_warmup
 from minialign.run import Run
-from minialign.scoring import ReferenceScores, divergence, micro_batches, score
+from minialign.scoring import (
+    ReferenceScores,
+    distinct_tokens,
+    divergence,
+    micro_batches,
+    score,
+)
 from minialign.state import Parts
 
 ADAPTER = "c3po"
@@ -125,7 +131,7 @@ class Batch(NamedTuple):
         )
 
     def parts(self, max_tokens: int) -> Iterator[Batch]:
-        """Whole prompt groups of at most `max_tokens`, the pairs apart from the constraints.
+        """Parts of at most `max_tokens` where they can be, the pairs apart from the constraints.
 
         The reference scores pairs alone, and only in the policy's own layout do the two agree to
         the last bit while they are one.
@@ -188,17 +194,14 @@ def c3po_step(
 ) -> dict[str, float]:
     """Accumulates the gradient of a step part by part, where gradients are on; returns metrics."""
     found: list[PartLoss] = []
-    tokens = 0
     for part in batch.parts(micro_batch_tokens):
         terms, chosen_logps, rejected_logps = part_loss(model, part, batch, reference, config)
         if terms.loss.requires_grad:
             terms.loss.backward()
         terms = C3POLoss(*map(Tensor.detach, terms))
         found.append(PartLoss(terms, chosen_logps.detach(), rejected_logps.detach()))
-        sequences = {*itertools.chain(*part.pairs), *part.out, *part.near}
-        tokens += sum(len(s.completion_ids) for s in sequences)
-        tokens += sum(map(len, {s.prompt_ids for s in sequences}))
-    return _metrics(found, batch, config) | {"tokens": tokens}
+    read = itertools.chain(*batch.pairs, batch.out, batch.near)
+    return _metrics(found, batch, config) | {"tokens": distinct_tokens(read)}
 
 
 def part_loss(

@@ -42,7 +42,7 @@ from minialign.model import CausalLM
 from minialign.optim import Optimizer, constant_with_warmup
 from minialign.run import Run
 from minialign.sampler import sample
-from minialign.scoring import ReferenceScores, micro_batches, score
+from minialign.scoring import ReferenceScores, distinct_tokens, micro_batches, score
 from minialign.state import Parts
 
 ADAPTER = "ditto"
@@ -128,13 +128,13 @@ def preference_step(
     config: DittoConfig,
     micro_batch_tokens: int,
 ) -> dict[str, float]:
-    """Accumulates the gradient of a step, prompt group by prompt group; returns its metrics."""
+    """Accumulates the gradient of a step, part by part; returns its metrics."""
     if not pairs:  # every sample equals its demonstration: nothing is left to learn from this round
         return {"loss": 0.0, "tokens": 0}
     shown = {pair.chosen for pair in pairs if pair.kind != "inter_model"}
     shown_tokens = sum(len(sequence.completion_ids) for sequence in shown)
     parts: list[tuple[Tensor, ...]] = []
-    nll, tokens = 0.0, 0
+    nll = 0.0
     for part in micro_batches(pairs, lambda pair: (pair.chosen, pair.rejected), micro_batch_tokens):
         sequences = list(dict.fromkeys(s for pair in part for s in (pair.chosen, pair.rejected)))
         place = {sequence: i for i, sequence in enumerate(sequences)}
@@ -153,13 +153,11 @@ def preference_step(
         loss = preference.losses.sum() / len(pairs)
         if shown_tokens:
             own = [place[sequence] for sequence in sequences if sequence in shown]
+            shown -= {*sequences}  # where a prompt's texts are cut, a demonstration stands in each
             part_nll = sft_loss(policy_logps[own], shown_tokens)
             loss = loss + config.nll_weight * part_nll
             nll += part_nll.item()
         loss.backward()
-        tokens += sum(len(s.completion_ids) for s in sequences) + sum(
-            map(len, {s.prompt_ids for s in sequences})
-        )
         parts.append(
             (
                 *map(Tensor.detach, preference),
@@ -180,7 +178,7 @@ def preference_step(
         "rewards/accuracies": float((margins > 0).float().mean()),
         "logps/chosen": float(chosen_logps.mean()),
         "logps/rejected": float(rejected_logps.mean()),
-        "tokens": tokens,
+        "tokens": distinct_tokens(s for pair in pairs for s in (pair.chosen, pair.rejected)),
         **{f"pairs/{kind}": sum(pair.kind == kind for pair in pairs) for kind in config.mix},
     }
 
