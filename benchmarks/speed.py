@@ -65,7 +65,7 @@ MACHINE = Row("machine", "this", "machine")
 def sections() -> list[Section]:
     known, one = ("--precomputed",), ("--batch", "1")
     again = ("--checkpointing",)
-    lean = ("--micro-batch-tokens", "1", "--checkpointing", "full")
+    lean = ("--micro-batch-tokens", "512", "--checkpointing", "full")
     trl_lean = (*one, "--gradient-checkpointing")
     found = []
     for task, heading in (

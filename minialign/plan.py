@@ -19,7 +19,7 @@ from minialign.lora import lora_layers, trainable_parameters
 from minialign.model import CausalLM, Checkpointing, ModelConfig
 from minialign.options import TrainOptions
 from minialign.sampler import cache_bytes, cache_rows, sample
-from minialign.scoring import score
+from minialign.scoring import by_prompt, score
 
 PROBE_TOKENS = 400  # what the training probe reads
 PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
@@ -130,9 +130,15 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
 
 
 def _tokens_in_flight(job: Job) -> int:
-    """A micro-batch, or one comparison where that is more."""
-    compared = 0 if job.options.method == "sft" else job.config.sampling.max_new_tokens
-    return max(job.options.micro_batch_tokens, max(map(len, job.train)) + compared)
+    """A micro-batch, which one prompt's texts may double, or one comparison if that is more."""
+    budget, new = job.options.micro_batch_tokens, job.config.sampling.max_new_tokens
+    groups = by_prompt(job.train, lambda sequence: sequence).values()
+    largest, item = max(sum(map(len, group)) for group in groups), max(map(len, job.train))
+    if job.options.method != "sft":
+        share = max(map(len, groups)) / len(job.train)  # of the demonstrations, so of the pairs
+        largest += math.ceil(job.config.pairs_per_step * share) * new
+        item += new
+    return max(budget, min(largest, 2 * budget), item)
 
 
 def activation_bytes(

@@ -140,10 +140,11 @@ def distinct_tokens(sequences: Iterable[Sequence]) -> int:
 def micro_batches(
     items: SequenceABC[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
 ) -> Iterator[list[T]]:
-    """Cuts a step into parts of at most `max_tokens` distinct tokens, by whole prompt groups.
+    """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens.
 
-    A group that is larger by itself is cut too, and what its parts share is computed with each of
-    them; a single item is never cut.
+    A larger group stands alone. One above twice `max_tokens` is cut to that: what its parts share
+    is computed with each of them, so a little more memory is the better bargain. A single item is
+    never cut.
 
     All sequences of an item share one prompt. The losses of the parts add up to the loss of the
     step, so the gradient does not depend on `max_tokens`; memory does.
@@ -151,7 +152,7 @@ def micro_batches(
     batch: list[T] = []
     tokens = 0
     for group in by_prompt(items, lambda item: sequences_of(item)[0]).values():
-        for part, cost in _within(group, sequences_of, max_tokens):
+        for part, cost in _within(group, sequences_of, 2 * max_tokens):
             if batch and tokens + cost > max_tokens:
                 yield batch
                 batch, tokens = [], 0
