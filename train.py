@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,13 +89,20 @@ def prepared(
     return prepare(options, knobs)
 
 
-def run_job(job: Job | FeedbackJob) -> None:
+def run_job(job: Job | FeedbackJob, again: str = "") -> None:
+    """Trains. After Ctrl-C it says how to go on: `again`, or by resuming the run."""
     from minialign.job import Job
+    from minialign.run import Interrupted
 
-    if isinstance(job, Job):
-        train(job)
-    else:
-        train_from_feedback(job)
+    try:
+        if isinstance(job, Job):
+            train(job)
+        else:
+            train_from_feedback(job)
+    except Interrupted:
+        again = again or f"python train.py --resume {shlex.quote(str(job.out))}"
+        print(f"saved; go on with: {again}", file=sys.stderr)
+        sys.exit(130)
 
 
 def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> None:
@@ -126,9 +131,10 @@ def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> 
                 continue
             own = dataclasses.replace(own, overwrite=True)  # stopped before it saved anything
         jobs.append(prepared(own, knobs | point, from_feedback))
+    same = shlex.join(part for part in sys.argv if part != "--overwrite")  # which would start anew
     for number, job in enumerate(jobs):
         print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
-        run_job(job)
+        run_job(job, again=f"python {same}")
     print(f"\n{summary(folders)}\n")
     print(f"on one page: {write_comparison(folders, Path(options.out) / 'comparison.html')}")
 
@@ -173,7 +179,8 @@ def train(job: Job) -> None:
     print(describe(model, job, Speed.measured(model, job)), flush=True)
     before = answer(model, job, None)
     methods = {"sft": train_sft, "ditto": train_ditto, "spin": train_spin}
-    with going(job) as run:
+    run = open_run(job)
+    with run.catch_interrupts():
         anchors = Anchors.written(model, job.anchor_prompts, job.config.anchors, run)
         methods[job.options.method](
             model, job.train, job.config, run, job.held_out, anchors=anchors
@@ -202,7 +209,8 @@ def train_from_feedback(job: FeedbackJob) -> None:
     print("timing a few steps ...", file=sys.stderr, flush=True)
     print(describe_feedback(model, job), flush=True)
     before = answer(model, job, None)
-    with going(job) as run:
+    run = open_run(job)
+    with run.catch_interrupts():
         train_c3po(model, job.train, job.config, run, job.held_out)
     finish(model, job, run, before)
 
@@ -214,21 +222,6 @@ def load_model(job: Job | FeedbackJob) -> CausalLM:
     model.revision = job.options.revision or None
     model.set_activation_checkpointing(job.options.activation_checkpointing)
     return model
-
-
-@contextmanager
-def going(job: Job | FeedbackJob) -> Iterator[Run]:
-    """A run that can be interrupted: it saves, and says how to go on."""
-    from minialign.run import Interrupted
-
-    run = open_run(job)
-    try:
-        with run.catch_interrupts():
-            yield run
-    except Interrupted:
-        again = f"python train.py --resume {shlex.quote(str(job.out))}"
-        print(f"saved; go on with: {again}", file=sys.stderr)
-        sys.exit(130)
 
 
 def finish(model: CausalLM, job: Job | FeedbackJob, run: Run, before: str) -> None:

@@ -301,6 +301,8 @@ DEMONSTRATION_METHODS: dict[str, dict[str, Any]] = {
         "update_reference": True,
     },
 }
+# The knobs of DittoConfig that SFT alone has a use for, besides those of LoRA and its own.
+READ_BY_SFT = ("anchors", "max_grad_norm", "weight_decay", "max_length")
 FEEDBACK_METHODS: dict[str, dict[str, Any]] = {
     "c3po": {},
     "dpo": {"lambda_out": 0.0, "lambda_near": 0.0},

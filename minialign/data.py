@@ -199,9 +199,13 @@ def encode_demonstration(
     """Token ids, and a warning if the text had to be cut to `max_length` tokens.
 
     A cut completion loses its end, and so its end token: the model must not learn to stop in
-    mid-sentence. The prompt is never cut. Raises InputError where it leaves no room.
+    mid-sentence. The prompt is never cut. Raises InputError where it leaves no room, or where the
+    chat template refuses the messages.
     """
-    prompt_ids = tokenizer.encode_prompt(demonstration.messages)
+    try:
+        prompt_ids = tokenizer.encode_prompt(demonstration.messages)
+    except InputError as error:  # the chat template may refuse
+        raise InputError(f"{demonstration.source}: {error}") from None
     completion_ids = tokenizer.encode_completion(demonstration.completion)
     room = max_length - len(prompt_ids)
     if room < 1:

@@ -107,7 +107,7 @@ def load_feedback_data(folder: str | Path) -> FeedbackData:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
     file = folder / DESCRIPTION
     description = read_json(file)
     feedback, domain, effect = (_text(description, field, str(file)) for field in _SAID)

@@ -18,7 +18,14 @@ import torch
 import minialign
 from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
-from minialign.config import DEMONSTRATION_METHODS, RECIPES, C3POConfig, DittoConfig, recipe_for
+from minialign.config import (
+    DEMONSTRATION_METHODS,
+    READ_BY_SFT,
+    RECIPES,
+    C3POConfig,
+    DittoConfig,
+    recipe_for,
+)
 from minialign.data import (
     Demonstration,
     Messages,
@@ -140,12 +147,21 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
         pick_dtype(options.dtype, device),
         checkpoint,
         tokenizer,
-        [warning for _, warning in encoded if warning],
+        [*_unused(options.method, knobs), *(warning for _, warning in encoded if warning)],
         _preview_prompt(options.prompt, demonstrations, held_out),
         demonstrations,
         train,
         [encode_demonstration(d, tokenizer, limit)[0] for d in held_out],
     )
+
+
+def _unused(method: str, knobs: dict[str, Any]) -> list[str]:
+    """A warning, no refusal: who compares methods gives all of them the same knobs."""
+    read = ("lora_", "sft_", *READ_BY_SFT)
+    idle = [f"--{name.replace('_', '-')}" for name in knobs if not name.startswith(read)]
+    if method != "sft" or not idle:
+        return []
+    return [f"--method sft makes no use of {', '.join(idle)}; its own begin with --sft"]
 
 
 def with_model(options: TrainOptions, device: torch.device) -> TrainOptions:

@@ -248,6 +248,21 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     return prepare(options, knobs)
 
 
+def test_sft_warns_of_knobs_that_only_ditto_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = (
+        "--demos demos.jsonl --model toy --learning-rate 1e-4 --top-k 5 --sft-max-steps 3".split()
+    )
+    given += "--lora-rank 4 --max-length 60 --weight-decay .1".split()
+    warned = {m: prepare(*train.parse([*given, "--method", m])).warnings for m in ("sft", "ditto")}
+    (warning,) = warned["sft"]
+    assert warning.startswith("--method sft makes no use of --learning-rate, --top-k;")
+    assert warned["ditto"] == []
+
+
 def plan(job: Job, seconds_per_token: float = 1.0) -> str:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
     apply_lora(model, job.config.lora, "sft")

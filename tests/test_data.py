@@ -5,6 +5,7 @@ What is refused, and in which words, is in test_bad_input.py.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,13 @@ def test_a_text_that_is_too_long_is_cut_and_does_not_teach_to_stop(
     kept, of = len(cut.completion_ids), len(whole.completion_ids)
     assert warning is not None and warning.startswith("demos.jsonl, line 1: ")
     assert f"first {kept} of {of} tokens" in warning and "--max-length" in warning
+
+
+def test_where_the_chat_template_refuses_the_line_is_named(tokenizer: Tokenizer) -> None:
+    refusing = copy.copy(tokenizer)
+    refusing.template = "{{ raise_exception('no system here') }}"
+    with pytest.raises(InputError, match=r"^demos.jsonl, line 1: .* no system here$"):
+        encode_demonstration(demonstration("Dear Sam"), refusing, 99)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_and_never_cut(tokenizer: Tokenizer) -> None:

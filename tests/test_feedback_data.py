@@ -255,6 +255,8 @@ def test_a_broken_description_is_named(description: Any, named: str, tmp_path: P
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     assert refusal(lambda: load_feedback_data(folder)) == f"{folder}: no such folder"
+    folder.write_text("")
+    assert refusal(lambda: load_feedback_data(folder)) == f"{folder}: is no folder"
 
 
 # ---- general prompts ----

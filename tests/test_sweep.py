@@ -187,7 +187,11 @@ def test_the_same_command_goes_on_with_a_sweep_that_was_interrupted(
     monkeypatch.setattr(Run, "log", log_and_press)
     out = f"runs/cut {times}"
     arguments = ("--learning-rate", "0.003", "--out", out, "--sweep", "beta=0.1,0.2,0.3")
-    assert sweep(finished, *arguments).code == 130
+    stopped = sweep(finished, *arguments)
+    assert stopped.code == 130
+    if times == 1:  # it saved, and the same command goes on
+        (advice,) = [line for line in stopped.err.splitlines() if "go on with" in line]
+        assert "--sweep" in advice and "--resume" not in advice
     monkeypatch.setattr(Run, "log", log)
     root = finished / out
     first = tree(root / "beta=0.1")

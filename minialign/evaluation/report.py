@@ -387,10 +387,10 @@ def _write(target: Path, template: str, **content: Any) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    helpers: list[Callable[..., Any]] = [answers, called, color, column, cost_charts, curve, duel]
-    helpers += [duration, evaluate_command, figure, find, knobs, method_of, near_charts, overlay]
-    helpers += [pairs_chart, prompts_ahead, rounds, sample_command, score_charts, scores_of]
-    helpers += [train_command, unseen, verdict, win_chart]
+    helpers: list[Callable[..., Any]] = [answers, called, color, column, constraint_unit]
+    helpers += [cost_charts, curve, duel, duration, evaluate_command, figure, find, knobs]
+    helpers += [method_of, near_charts, overlay, pairs_chart, prompts_ahead, rounds]
+    helpers += [sample_command, score_charts, scores_of, train_command, unseen, verdict, win_chart]
     pages.globals.update({helper.__name__: helper for helper in helpers})
     pages.globals.update(UNSEEN=UNSEEN, INTERVAL=INTERVAL, ln2=math.log(2), percent=percent)
     pages.filters.update(shown=shown, number=number, percent=percent, **FORMS)
