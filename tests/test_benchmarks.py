@@ -170,3 +170,45 @@ def test_gguf_export_turns_channels_of_a_pair_into_neighbours() -> None:
     weight = np.arange(8).reshape(8, 1)  # two heads of four channels, pairs (0, 2), (1, 3)
     assert export.interleaved(weight, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert export.renamed("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
+
+
+# ---- C3PO's table ----
+
+
+def test_c3po_page_shows_the_committed_results() -> None:
+    c3po = load("c3po")
+    assert c3po.tables(c3po.read_results()) in (BENCHMARKS / "c3po.md").read_text()
+
+
+def test_the_rows_of_c3po_are_methods_with_knobs_of_theirs() -> None:
+    c3po = load("c3po")
+    assert set(c3po.TRAINED) < set(c3po.ORDER) and set(c3po.PAPER) < set(c3po.ORDER)
+    for row in c3po.TRAINED.values():
+        assert row.method in c3po.FEEDBACK_METHODS
+        for knob in row.knobs:
+            assert c3po.knob_flag(knob, row.method)
+
+
+def test_a_knob_goes_to_the_methods_that_read_it() -> None:
+    flag = load("c3po").knob_flag
+    assert flag("lambda_out=0.3", "c3po") == ("--lambda-out", "0.3")
+    assert flag("lambda_out=0.3", "dpo") == flag("beta=0.2", "sft") == ()
+
+
+def test_a_method_that_a_run_lacks_is_left_out_of_its_mean() -> None:
+    c3po = load("c3po")
+
+    def line(seed: int, **s_in: float) -> dict[str, Any]:
+        entry = {"s_out": {"value": 0}, "s_near": {"value": 0}, "s_far": {"value": 0}}
+        methods = {
+            name: {**entry, "s_in": {"value": value}, "overall": value, "drift": None}
+            for name, value in s_in.items()
+        }
+        words = {name: 10 for name in s_in}
+        return {"feedback": "brief", "seed": seed, "methods": methods, "words": words}
+
+    table = c3po.tables([line(0, c3po=0.2, dpo=0.5), line(1, c3po=0.6)])
+    rows = [text for text in table.splitlines() if text.startswith("| C3PO")]
+    assert rows and all(text.startswith("| C3PO | 0.40 ± 0.20 | 0.00") for text in rows)
+    assert "| DPO alone | 0.50 |" in table and "SCD" not in table
+    assert "**brief** (2 runs a method, 2 seeds)" in table
