@@ -103,6 +103,8 @@ def check_writable(folder: Path) -> None:
 def compare(folders: list[Path]) -> None:
     from minialign.evaluation.report import write_comparison
 
+    # `runs/*` names the page of the last comparison too, and folders of sweeps
+    folders = [f for f in folders if (f / "config.json").exists()] or folders
     parents = {folder.resolve().parent for folder in folders}
     if len(parents) > 1:
         raise InputError("--compare: the runs lie in different folders: move them into one")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,7 @@ def run_job(job: Job | FeedbackJob, again: str = "") -> None:
 
 def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> None:
     """All runs are checked before the first one is trained; one page compares them in the end."""
-    from minialign.config import require
+    from minialign.config import is_read_by_sft, require
     from minialign.evaluation.report import write_comparison
     from minialign.sweep import can_go_on, check_same, folder_name, grid, is_finished, summary
 
@@ -117,6 +118,10 @@ def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> 
     for point in grid(options.sweep):
         for name in point:
             require(name not in knobs, f"--sweep {name}: leave out --{name.replace('_', '-')}")
+            require(
+                from_feedback or options.method != "sft" or is_read_by_sft(name),
+                f"--sweep {name}: --method sft makes no use of it (its own: sft_...)",
+            )
         folder = Path(options.out) / folder_name(point)
         folders.append(folder)
         own = dataclasses.replace(options, sweep=(), out=str(folder))
@@ -131,7 +136,11 @@ def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> 
                 continue
             own = dataclasses.replace(own, overwrite=True)  # stopped before it saved anything
         jobs.append(prepared(own, knobs | point, from_feedback))
-    same = shlex.join(part for part in sys.argv if part != "--overwrite")  # which would start anew
+    for job in jobs:
+        if job.options.overwrite and job.out.exists():  # checked: nothing but a run is in there
+            shutil.rmtree(job.out)
+    # after an interruption what is finished stays, also where the sweep began with --overwrite
+    same = shlex.join(part for part in sys.argv if part != "--overwrite")
     for number, job in enumerate(jobs):
         print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
         run_job(job, again=f"python {same}")

@@ -5,9 +5,10 @@
     python benchmarks/c3po.py --report        # the tables again, from the results
 
 Every method is trained by train.py and all are evaluated together by evaluate.py, as a person would
-do it, with the same knobs; in-context prompting and chain of thought stand in the data. A run that
-is there already is not trained again. Results go to benchmarks/results/c3po.jsonl, a line for each
-feedback and seed, the tables to benchmarks/c3po.md. No knob is tuned on the test prompts.
+do it, with the same knobs but for a row's own; in-context prompting and chain of thought stand in
+the data. A run that is there already is not trained again. Results go to
+benchmarks/results/c3po.jsonl, a line for each feedback and seed, the tables to benchmarks/c3po.md.
+No knob is tuned on the test prompts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from minialign.config import FEEDBACK_METHODS, UNREAD
+from minialign.state import replace_whole
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -67,7 +69,7 @@ def command(script: str, *arguments: str | Path) -> None:
 
 def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Trains what is missing and evaluates everything together."""
-    folder = options.work / f"{feedback}-{seed}"
+    folder = options.work / "-".join([feedback, str(seed), *sorted(options.set)])
     runs = []
     for name, row in TRAINED.items():
         run = folder / name
@@ -77,7 +79,7 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
                 *("--method", row.method, "--data", EXAMPLES / feedback, "--out", run),
                 *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
                 *(["--overwrite"] if run.exists() else []),
-                *(part for k in (*row.knobs, *options.set) for part in knob_flag(k, row.method)),
+                *(part for k in (*options.set, *row.knobs) for part in knob_flag(k, row.method)),
             )
         runs.append(run)
     command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
@@ -111,6 +113,12 @@ def train_seconds(run: Path) -> float:
 
 def read_results() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
+
+
+def write_results(lines: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    RESULTS.parent.mkdir(exist_ok=True)
+    replace_whole(RESULTS, lambda path: path.write_text(text))
 
 
 def mean_row(lines: list[dict[str, Any]], method: str) -> str:
@@ -180,14 +188,11 @@ def main() -> None:
         for feedback in options.feedbacks.split(","):
             fixed = {"feedback": feedback, "seed": seed, "n": options.n, "model": options.model}
             fixed["set"] = sorted(options.set)
-            lines = read_results()
-            same = [x for x in lines if all(x[key] == fixed[key] for key in fixed)]
-            if same and all(name in same[0]["methods"] for name in TRAINED):
+            known = [x for x in read_results() if all(x[key] == fixed[key] for key in fixed)]
+            if known and all(name in known[0]["methods"] for name in TRAINED):
                 continue
-            lines = [x for x in lines if x not in same]
-            lines.append({**fixed, **measure(feedback, seed, options)})
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            line = {**fixed, **measure(feedback, seed, options)}
+            write_results([x for x in read_results() if x not in known] + [line])
     lines = read_results()
     if not lines:
         raise SystemExit("nothing measured yet")

@@ -27,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minialign.checkpoints import DEFAULT_ALIAS, find_checkpoint
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 NEEDS = {"trl": "trl", "transformers": "transformers", "llama.cpp": "llama_cpp"}
@@ -340,19 +342,18 @@ def machine_name() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="checkpoints/smollm2-135m-instruct")
+    parser.add_argument("--model", default=DEFAULT_ALIAS)
     parser.add_argument(
         "--only", default="", help="sections: dpo, ditto, rollouts, decode, head, growth"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--report", action="store_true", help="measure nothing, write the report")
     options = parser.parse_args()
-    if not Path(options.model, "model.safetensors").exists():
-        raise SystemExit(f"{options.model}: no model there; make demo or make test fetches it")
     wanted = set(filter(None, options.only.split(",")))
     target = RESULTS / f"{machine_name()}.json"
     found = json.loads(target.read_text()) if target.exists() else {"sections": [], "growth": {}}
     if not options.report:
+        options.model = str(find_checkpoint(options.model))
         with tempfile.TemporaryDirectory() as scratch:
             collect(found, wanted, options, Path(scratch), target)
     if not found["sections"]:

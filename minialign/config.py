@@ -301,14 +301,20 @@ DEMONSTRATION_METHODS: dict[str, dict[str, Any]] = {
         "update_reference": True,
     },
 }
-# The knobs of DittoConfig that SFT alone has a use for, besides those of LoRA and its own.
-READ_BY_SFT = ("anchors", "max_grad_norm", "weight_decay", "max_length")
 FEEDBACK_METHODS: dict[str, dict[str, Any]] = {
     "c3po": {},
     "dpo": {"lambda_out": 0.0, "lambda_near": 0.0},
     "sft": {"in_scope_loss": "sft", "lambda_out": 0.0, "lambda_near": 0.0},
     "sft-weighted": {"in_scope_loss": "sft"},
 }
+
+
+def is_read_by_sft(name: str) -> bool:
+    """Whether a knob of DittoConfig, by its flag's name, matters for `--method sft` alone."""
+    both = ("anchors", "max_grad_norm", "weight_decay", "max_length")
+    return name.startswith(("lora_", "sft_")) or name in both
+
+
 # What a method of feedback never reads: without constraints, how they are computed; without DPO,
 # its beta.
 UNREAD: dict[str, tuple[str, ...]] = {

@@ -20,10 +20,10 @@ from minialign.checkpoints import find_checkpoint
 from minialign.cli import config_from_dict, config_from_flags
 from minialign.config import (
     DEMONSTRATION_METHODS,
-    READ_BY_SFT,
     RECIPES,
     C3POConfig,
     DittoConfig,
+    is_read_by_sft,
     recipe_for,
 )
 from minialign.data import (
@@ -157,11 +157,10 @@ def prepare(options: TrainOptions, knobs: dict[str, Any]) -> Job:
 
 def _unused(method: str, knobs: dict[str, Any]) -> list[str]:
     """A warning, no refusal: who compares methods gives all of them the same knobs."""
-    read = ("lora_", "sft_", *READ_BY_SFT)
-    idle = [f"--{name.replace('_', '-')}" for name in knobs if not name.startswith(read)]
+    idle = [f"--{name.replace('_', '-')}" for name in knobs if not is_read_by_sft(name)]
     if method != "sft" or not idle:
         return []
-    return [f"--method sft makes no use of {', '.join(idle)}; its own begin with --sft"]
+    return [f"--method sft makes no use of {', '.join(idle)} (its own: --sft-...)"]
 
 
 def with_model(options: TrainOptions, device: torch.device) -> TrainOptions:

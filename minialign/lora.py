@@ -133,7 +133,7 @@ def reference_policy(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def is_policy(model: nn.Module, name: str | None) -> bool:
-    """Whether adapter `name`, or the base for None, is bit for bit the model as it is now."""
+    """Whether adapter `name`, or the base for None, has the active adapter's very numbers."""
     own, others = (_changes(model, adapter) for adapter in (active_adapter(model), name))
     return len(own) == len(others) and all(map(torch.equal, own, others))
 

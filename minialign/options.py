@@ -56,7 +56,7 @@ class TrainOptions:
     seed: int = knob(0, "the same seed gives the same run")
     micro_batch_tokens: int = knob(
         1024,
-        "tokens in flight; one prompt's may be twice as many. Memory depends on it, the result not",
+        "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",
     )
     activation_checkpointing: Literal["none", "cheap", "full"] = knob(
         "cheap",
@@ -162,7 +162,7 @@ class EvaluateOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
     micro_batch_tokens: int = knob(
         1024,
-        "tokens in flight; one prompt's may be twice as many. Memory depends on it, the result not",
+        "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",
     )
 
     def __post_init__(self) -> None:

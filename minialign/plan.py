@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -16,10 +17,11 @@ from minialign.feedback_job import FeedbackJob
 from minialign.fused import CHUNK_BYTES
 from minialign.job import Job
 from minialign.lora import lora_layers, trainable_parameters
+from minialign.methods.c3po import Batch
 from minialign.model import CausalLM, Checkpointing, ModelConfig
 from minialign.options import TrainOptions
 from minialign.sampler import cache_bytes, cache_rows, sample
-from minialign.scoring import by_prompt, score
+from minialign.scoring import by_prompt, distinct_tokens, score
 
 PROBE_TOKENS = 400  # what the training probe reads
 PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
@@ -280,11 +282,11 @@ def _feedback_memory(model: CausalLM, job: FeedbackJob) -> int:
     """Weights, adapter with gradient and moments, and one micro-batch or pair."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     adapter = 4 * 4 * sum(p.numel() for p in trainable_parameters(model))
-    pairs = [
-        len(pair[0].prompt_ids) + sum(len(s.completion_ids) for s in pair)
-        for pair in job.train.in_scope
-    ]
-    tokens = max(job.options.micro_batch_tokens, *pairs)
+    batch, budget = Batch.of(job.train, job.config), job.options.micro_batch_tokens
+    groups = by_prompt(batch.pairs, lambda pair: pair[0]).values()
+    largest = max(distinct_tokens(chain(*group)) for group in groups)
+    items = [*batch.pairs, *((answer,) for answer in (*batch.out, *batch.near))]
+    tokens = max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
     mode = job.options.activation_checkpointing
     kept = activation_bytes(model.config, job.config.lora, model.dtype.itemsize, tokens, mode)
     return weights + adapter + kept + 2 * CHUNK_BYTES

@@ -168,7 +168,8 @@ def _within(
     part: list[T] = []
     held: set[Sequence] = set()
     tokens = 0
-    for item in group:
+    first = {s: place for place, s in enumerate(dict.fromkeys(sequences_of(x)[0] for x in group))}
+    for item in sorted(group, key=lambda item: first[sequences_of(item)[0]]):  # what shares a text
         sequences = set(sequences_of(item))
         more = sum(len(sequence.completion_ids) for sequence in sequences - held)
         if part and tokens + more > max_tokens:
@@ -200,11 +201,10 @@ class ReferenceScores:
     def __call__(self, sequences: SequenceABC[Sequence]) -> Tensor:
         """(len(sequences),) float32 without gradient, on the model's device."""
         self._forget_if_changed()
-        distinct = list(dict.fromkeys(sequences))
-        missing = [s for s in distinct if s not in self.known]
-        if missing:
-            again = len(missing) < len(distinct) and is_policy(self.model, self.name)
-            asked = distinct if again else missing
+        asked = [s for s in dict.fromkeys(sequences) if s not in self.known]
+        if len(asked) < len(set(sequences)) and is_policy(self.model, self.name):
+            asked = list(dict.fromkeys(sequences))
+        if asked:
             with reference_policy(self.model, self.name):
                 scores = score(self.model, asked)
             self.known.update(zip(asked, scores.tolist(), strict=True))

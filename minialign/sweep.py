@@ -1,6 +1,6 @@
 """A grid of runs: every combination of the knobs' values, each in a folder of its own.
 
-    python train.py --demos emails.jsonl --sweep learning_rate=1e-4,3e-4 --sweep beta=0.05,0.1
+    python train.py --demos emails.jsonl --out runs/grid --sweep lr=1e-4,3e-4 --sweep beta=0.05,0.1
 
 The folders lie in --out and are named after their values, `beta=0.05 learning_rate=0.0001`, so that
 a sweep that was interrupted goes on: the same command resumes the run that was cut short, and what

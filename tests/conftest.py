@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minialign.checkpoints import ALIASES, DEFAULT_ALIAS, local_checkpoint
 from minialign.errors import InputError
 from minialign.model import CausalLM, ModelConfig
 from minialign.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ torch.set_num_threads(1)
 settings.register_profile("minialign", deadline=None, derandomize=True)  # same result each time
 settings.load_profile("minialign")
 
-DEFAULT_CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m-instruct"
+ROOT = Path(__file__).parents[1]
 VOCAB_SIZE = 320
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 0, 1, 2
 CHAT_TEMPLATE = (
@@ -157,9 +158,10 @@ def toy_checkpoint(tmp_path: Path, toy_model: CausalLM) -> Path:
 @pytest.fixture(scope="session")
 def default_checkpoint() -> Path:
     """The folder of the default model; skips the test where it is absent. Read only."""
-    if not (DEFAULT_CHECKPOINT / "model.safetensors").exists():
-        pytest.skip("checkpoints/smollm2-135m-instruct is absent")
-    return DEFAULT_CHECKPOINT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIALIGN_CHECKPOINTS", str(ROOT / "checkpoints"))
+        folder = local_checkpoint(ALIASES[DEFAULT_ALIAS])
+    return folder or pytest.skip("the default model is absent: python -m minialign.checkpoints")
 
 
 @pytest.fixture(scope="session")

@@ -259,7 +259,7 @@ def test_sft_warns_of_knobs_that_only_ditto_reads(
     given += "--lora-rank 4 --max-length 60 --weight-decay .1".split()
     warned = {m: prepare(*train.parse([*given, "--method", m])).warnings for m in ("sft", "ditto")}
     (warning,) = warned["sft"]
-    assert warning.startswith("--method sft makes no use of --learning-rate, --top-k;")
+    assert warning.startswith("--method sft makes no use of --learning-rate, --top-k (")
     assert warned["ditto"] == []
 
 

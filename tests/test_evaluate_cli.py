@@ -542,3 +542,7 @@ def test_compare_puts_runs_on_one_page(copy: Path) -> None:
     page = (copy / "runs" / "comparison.html").read_text(encoding="utf-8")
     for name in ("demos", "sft", "demos-spin"):
         assert name in page
+    (copy / "runs" / "grid").mkdir()
+    everything = sorted(f"runs/{path.name}" for path in (copy / "runs").iterdir())  # runs/*
+    again = call(evaluate, "--compare", *everything, cwd=copy)
+    assert (again.code, again.out) == (0, "runs/comparison.html\n"), again.err

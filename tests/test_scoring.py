@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,10 @@ def test_a_prompt_group_above_twice_the_budget_is_cut_and_its_parts_share_the_de
     cut = list(micro_batches(pairs, lambda pair: pair, (3 + 2 + 3 + 3 + 1) // 2))
     assert [len(part) for part in cut] == [2, 2, 1]
     assert sum(cut, []) == pairs
+    other = [(Sequence(A, (8, 9)), rejected) for _, rejected in pairs]
+    mixed = [pair for both in zip(pairs, other, strict=True) for pair in both]
+    cut = list(micro_batches(mixed, lambda pair: pair, (3 + 2 + 3 + 3 + 1) // 2))
+    assert sum(cut, []) == pairs + other  # what shares a demonstration is kept together
     assert [len(part) for part in micro_batches(pairs, lambda pair: pair, 1)] == [1] * 5
 
 
@@ -250,6 +255,7 @@ def test_a_text_in_two_parts_agrees_with_its_reference_to_the_last_bit(
     copy_adapter(model, "sft", "ditto")
     chosen, *samples = random_sequences(seed=3, prompts=1, each=9)
     pairs = [(chosen, rejected) for rejected in samples]
+    pairs += itertools.combinations(samples, 2)  # as of a ranking: all texts are known by then
     reference = ReferenceScores(model, name)
     parts = list(micro_batches(pairs, lambda pair: pair, max_tokens))
     assert len(parts) > 1

@@ -22,7 +22,7 @@ from cli_helpers import (
 from conftest import refusal
 
 from minialign.run import Run
-from minialign.sweep import folder_name, grid, is_finished, summary
+from minialign.sweep import can_go_on, folder_name, grid, is_finished, summary
 
 
 def test_a_grid_is_every_combination_of_the_values() -> None:
@@ -162,6 +162,32 @@ def test_other_preference_pairs_are_refused_and_overwrite_learns_from_them(workp
     assert (folder / "config.json").read_bytes() == first
     assert call(train, *arguments, "--overwrite", cwd=workplace).code == 0
     assert (folder / "config.json").read_bytes() != first
+
+
+def test_a_knob_that_sft_never_reads_is_not_swept(finished: Path) -> None:
+    arguments = ("--method", "sft", "--out", "runs/idle", "--sweep", "learning_rate=1e-4,3e-4")
+    outcome = sweep(finished, *arguments)
+    assert outcome.code == 2 and "--method sft makes no use of it" in outcome.err
+    assert not (finished / "runs" / "idle").exists()
+
+
+def test_an_interrupted_sweep_that_overwrites_leaves_no_old_run(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--learning-rate", "0.003", "--out", "runs/over", "--sweep", "beta=0.1,0.2")
+    assert sweep(finished, *arguments).code == 0
+    log = Run.log
+
+    def log_and_press(run: Run, stage: str, step: int, measured: dict[str, float]) -> None:
+        log(run, stage, step, measured)
+        if (stage, step) == ("ditto", 1):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "log", log_and_press)
+    assert sweep(finished, *arguments, "--overwrite").code == 130
+    folders = [finished / "runs" / "over" / f"beta={beta}" for beta in ("0.1", "0.2")]
+    assert [can_go_on(folder) for folder in folders] == [True, False]
+    assert not folders[1].exists()
 
 
 def test_how_a_run_is_called_for_does_not_make_it_another_one(finished: Path) -> None:
