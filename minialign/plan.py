@@ -25,6 +25,8 @@ from minialign.scoring import by_prompt, distinct_tokens, score
 
 PROBE_TOKENS = 400  # what the training probe reads
 PROBE_STEPS = 6  # tokens that the sampling probe writes, per row
+WASTE = 1.4  # what an allocator holds, next to what is in use; measured on Linux
+PROCESS_BYTES = 400_000_000  # Python and PyTorch
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     """What is held at the same time, at most.
 
     Weights; adapters (policy and reference, gradient, two moments); one micro-batch of activations
-    or what the sampler holds, whichever is larger; a chunk of logits and its softmax.
+    or what the sampler holds, whichever is larger; a chunk of logits and its softmax; and what the
+    process takes besides.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     # float32, five times: policy, gradient, two moments, reference
@@ -128,7 +131,14 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     if model.dtype == torch.float32:  # merged with the adapter for the sampler
         writing += 4 * sum(layer.weight.numel() for layer in lora_layers(model).values())
         writing += weights if model.device.type == "cpu" else 0  # and packed
-    return weights + adapters + max(activations, writing) + 2 * CHUNK_BYTES
+    return weights + adapters + _with_process(model, max(activations, writing))
+
+
+def _with_process(model: CausalLM, held: int) -> int:
+    """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
+    if model.device.type != "cpu":
+        return held + 2 * CHUNK_BYTES
+    return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
 
 
 def _tokens_in_flight(job: Job) -> int:
@@ -289,7 +299,7 @@ def _feedback_memory(model: CausalLM, job: FeedbackJob) -> int:
     tokens = max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
     mode = job.options.activation_checkpointing
     kept = activation_bytes(model.config, job.config.lora, model.dtype.itemsize, tokens, mode)
-    return weights + adapter + kept + 2 * CHUNK_BYTES
+    return weights + adapter + _with_process(model, kept)
 
 
 def _duration(seconds: float) -> str:

@@ -24,7 +24,7 @@ from minialign.errors import InputError
 from minialign.job import Job, prepare
 from minialign.lora import apply_lora, trainable_parameters
 from minialign.options import EvaluateOptions, SampleOptions, TrainOptions
-from minialign.plan import Speed, Work, activation_bytes, describe, memory_bytes
+from minialign.plan import WASTE, Speed, Work, activation_bytes, describe, memory_bytes
 from minialign.sampler import cache_bytes
 from minialign.weights import load_for
 
@@ -316,7 +316,8 @@ def test_memory_grows_with_what_is_held_at_a_time(job: Job) -> None:
     assert small > weights
     options = dataclasses.replace(job.options, micro_batch_tokens=2 * 1024)
     more = memory_bytes(model, dataclasses.replace(job, options=options)) - small
-    assert more == activation_bytes(model.config, job.config.lora, 4, 1024, "cheap")
+    kept = activation_bytes(model.config, job.config.lora, 4, 1024, "cheap")
+    assert more == pytest.approx(WASTE * kept, abs=1)
     longer = dataclasses.replace(job.config, sampling=SamplingConfig(10**7))
     assert memory_bytes(model, dataclasses.replace(job, config=longer)) > small
 
@@ -335,7 +336,8 @@ def test_the_plan_counts_no_more_of_the_cache_than_cache_gb(job: Job) -> None:
 
     longest = max(len(s.prompt_ids) for s in job.train) + 100_000
     row = cache_bytes(model, longest)
-    assert planned(3003.5 * row / 1e9) - planned(3000.5 * row / 1e9) == 3 * row
+    more = planned(3003.5 * row / 1e9) - planned(3000.5 * row / 1e9)
+    assert more == pytest.approx(3 * WASTE * row, abs=1)
 
 
 def test_the_plan_knows_what_each_checkpointing_mode_keeps(job: Job) -> None:
