@@ -395,7 +395,7 @@ def collect(
                     "gigabytes": statistics.median(peaks) / 1e9 if peaks else None,
                     "tokens": results[0]["computed_tokens"],
                 }
-        target.write_text(json.dumps(found, indent=1) + "\n")
+                target.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
