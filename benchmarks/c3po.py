@@ -1,6 +1,6 @@
 """C3PO's Table 2 (arXiv 2402.10893) on the feedbacks that come with minialign.
 
-    python benchmarks/c3po.py                 # three feedbacks, two seeds: two hours on 2 cores
+    python benchmarks/c3po.py                 # three feedbacks, two seeds: three hours on 2 cores
     python benchmarks/c3po.py --feedbacks cheers --seeds 1
     python benchmarks/c3po.py --report        # the tables again, from the results
 
