@@ -294,7 +294,7 @@ def plots(found: dict[str, Any], target: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams["svg.hashsalt"] = "minialign"  # the same figures give the same file
-    figure, axes = plt.subplots(2, len(GROWTH), figsize=(11, 5.2), sharey="row")
+    figure, axes = plt.subplots(2, len(GROWTH), figsize=(11, 5.2))
     for column, name in enumerate(GROWTH):
         points = found["growth"][name]
         where = [int(value) for value in points]
