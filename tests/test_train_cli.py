@@ -209,9 +209,9 @@ def test_the_plan_is_printed_before_training_begins(
     )
     outcome = train_toy(workplace, "--method", "sft", "--out", tmp_path / "run")
     lines = outcome.out.split("\n")
-    assert lines.index("training begins") == 1 + next(
-        i for i, line in enumerate(lines) if line.startswith("      writes  ")
-    )
+    plan_ends = next(i for i, line in enumerate(lines) if line.startswith("      writes  "))
+    between = lines[plan_ends + 1 : lines.index("training begins")]
+    assert all(line.startswith("     warning  ") for line in between)
 
 
 def test_output_in_a_pipe_has_no_control_characters(finished: Finished) -> None:
