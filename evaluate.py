@@ -104,7 +104,10 @@ def compare(folders: list[Path]) -> None:
     from minialign.evaluation.report import write_comparison
 
     # `runs/*` names the page of the last comparison too, and folders of sweeps
-    folders = [f for f in folders if (f / "config.json").exists()] or folders
+    others = [f for f in folders if f.exists() and not (f / "config.json").exists()]
+    if others and len(others) < len(folders):
+        print(f"left out, no runs: {', '.join(map(str, others))}", file=sys.stderr)
+        folders = [folder for folder in folders if folder not in others]
     parents = {folder.resolve().parent for folder in folders}
     if len(parents) > 1:
         raise InputError("--compare: the runs lie in different folders: move them into one")

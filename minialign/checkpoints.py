@@ -68,7 +68,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             f"{name}: no such folder, and no known model; give a folder, a hub id (owner/name)"
             f" or one of {', '.join(ALIASES)}"
         )
-    alias = next((alias for alias, known in ALIASES.items() if known == hub_id), None)
+    alias = _alias_of(hub_id)
     try:
         return local_checkpoint(hub_id, revision) or _from_hub(hub_id, revision)
     except _HubError as error:
@@ -86,10 +86,14 @@ def local_checkpoint(hub_id: str, revision: str | None = None) -> Path | None:
 
     Raises InputError for a folder in checkpoints/ that is not whole.
     """
-    alias = next((alias for alias, known in ALIASES.items() if known == hub_id), None)
+    alias = _alias_of(hub_id)
     if alias and revision is None and (_checkpoints_folder() / alias).exists():
         return _checked(_checkpoints_folder() / alias)
     return _from_cache(hub_id, revision)
+
+
+def _alias_of(hub_id: str) -> str | None:
+    return next((alias for alias, known in ALIASES.items() if known == hub_id), None)
 
 
 def _checkpoints_folder() -> Path:

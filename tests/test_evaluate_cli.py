@@ -546,3 +546,6 @@ def test_compare_puts_runs_on_one_page(copy: Path) -> None:
     everything = sorted(f"runs/{path.name}" for path in (copy / "runs").iterdir())  # runs/*
     again = call(evaluate, "--compare", *everything, cwd=copy)
     assert (again.code, again.out) == (0, "runs/comparison.html\n"), again.err
+    assert "left out, no runs: runs/comparison.html, runs/grid\n" in again.err
+    mistyped = call(evaluate, "--compare", "runs/demos", "runs/nowhere", cwd=copy)
+    assert mistyped.code == 2 and "runs/nowhere" in mistyped.err
