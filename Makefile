@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 # Without the default model (no network, say) the tests that need it are skipped, and say so.
-fetch = -$(BIN)/python -m minialign.checkpoints
+fetch = -$(BIN)/python -m minialign fetch
 
 # What the default is without a GPU: the demonstration is the same everywhere.
 SMALL = --model smollm2-135m-instruct --recipe laptop
@@ -35,7 +35,7 @@ check: $(VENV)/.test
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m minialign.checkpoints
+	$(BIN)/python -m minialign fetch
 	$(BIN)/python benchmarks/speed.py
 
 clean:

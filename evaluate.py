@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
+from minialign.commands.cli import OneLineParser, add_flags, run_main
+from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
-from minialign.options import FEEDBACK_EVALUATION, EvaluateOptions
+from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
 
 if TYPE_CHECKING:
     from minialign.evaluation.contest import Contest, Results
@@ -41,7 +42,7 @@ def main() -> None:
     if options.compare:
         compare(folders)
         return
-    from minialign.runs import learned_from_feedback
+    from minialign.training.folder import learned_from_feedback
 
     if learned_from_feedback(folders[0]):
         check_flags(given)
@@ -62,7 +63,7 @@ def check_flags(given: dict[str, Any]) -> None:
 def evaluate_voice(folders: list[Path], options: EvaluateOptions) -> None:
     """Runs that learned from demonstrations."""
     from minialign.evaluation.contest import hold_contest, prepare_contest
-    from minialign.evaluation.report import write_report
+    from minialign.evaluation.report.page import write_report
     from minialign.evaluation.tables import contest_table, side_by_side
 
     contest = prepare_contest(folders, options)
@@ -82,7 +83,7 @@ def evaluate_feedback(folders: list[Path], options: EvaluateOptions) -> None:
         hold_feedback_contest,
         prepare_feedback_contest,
     )
-    from minialign.evaluation.report import write_report
+    from minialign.evaluation.report.page import write_report
 
     contest = prepare_feedback_contest(folders, options)
     for folder in folders:
@@ -101,7 +102,7 @@ def check_writable(folder: Path) -> None:
 
 
 def compare(folders: list[Path]) -> None:
-    from minialign.evaluation.report import write_comparison
+    from minialign.evaluation.report.page import write_comparison
 
     # `runs/*` names the page of the last comparison too, and folders of sweeps
     others = [f for f in folders if f.exists() and not (f / "config.json").exists()]
@@ -135,7 +136,7 @@ def voice_content(contest: Contest, results: Results) -> dict[str, Any]:
 
 def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:
     """evaluation.json, whole or not at all; a figure that is unknown is null."""
-    from minialign.state import replace_whole
+    from minialign.data.files import replace_whole
 
     file = folder / "evaluation.json"
     command = {

@@ -15,14 +15,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
+from minialign.commands.cli import OneLineParser, add_flags, run_main
+from minialign.commands.options import SampleOptions
+from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
-from minialign.options import SampleOptions
 
 if TYPE_CHECKING:
-    from minialign.data import Messages
-    from minialign.model import CausalLM
-    from minialign.tokenizer import Tokenizer
+    from minialign.data.records import Messages
+    from minialign.model.transformer import CausalLM
+    from minialign.weights.tokenizer import Tokenizer
 
 HELP = (
     "/adapter on|off: with or without the adapter   /reset: forget the conversation   /quit: leave"
@@ -37,7 +38,7 @@ def parse(arguments: list[str]) -> SampleOptions:
 
 def main() -> None:
     if any(part.split("=")[0] == "--feedback" for part in sys.argv[1:]):
-        from minialign.feedback_command import command  # with flags of its own
+        from minialign.commands.feedback import command
 
         command(sys.argv[1:])
         return
@@ -59,7 +60,7 @@ def main() -> None:
 
 def read_prompts(options: SampleOptions) -> list[Messages]:
     """Checked before the model loads."""
-    from minialign.data import load_prompts
+    from minialign.data.records import load_prompts
 
     if options.prompt:
         return [[{"role": "user", "content": options.prompt}]]
@@ -84,10 +85,11 @@ def check_out(file: Path, overwrite: bool) -> None:
 
 
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
-    from minialign.job import DEFAULT_MODEL
-    from minialign.lora import combine_adapters, load_adapter
-    from minialign.runs import adapter_folder, base_of
-    from minialign.weights import load
+    from minialign.commands.job import DEFAULT_MODEL
+    from minialign.policy.adapters import combine_adapters
+    from minialign.policy.peft import load_adapter
+    from minialign.training.folder import adapter_folder, base_of
+    from minialign.weights.load import load
 
     weighed = [folder_and_weight(text) for text in options.adapter]
     folders = [adapter_folder(text) for text, _ in weighed]
@@ -183,7 +185,7 @@ def stream(
     model: CausalLM, tokenizer: Tokenizer, prompts: list[Messages], options: SampleOptions
 ) -> str:
     """Prints n answers to each prompt as they are written; returns the very first."""
-    from minialign.sampler import generate
+    from minialign.policy.sample import generate
 
     asked = [messages[-1]["content"] for messages in prompts]
     printer = Printer(tokenizer, options.n, model.stop_ids, asked)
@@ -200,7 +202,7 @@ def write_answers(
     """A line a completion, in the form of demonstrations; the file appears whole or not at all."""
     from tqdm import tqdm
 
-    from minialign.sampler import generate
+    from minialign.policy.sample import generate
 
     with tqdm(desc="writing", unit="token", disable=not sys.stderr.isatty()) as bar:
         groups = generate(
@@ -235,7 +237,7 @@ def as_demonstration(messages: Messages, text: str) -> dict[str, Any]:
 
 def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
     """A conversation in the terminal."""
-    from minialign.lora import active_adapter, set_adapter
+    from minialign.policy.adapters import active_adapter, set_adapter
 
     adapter = active_adapter(model)
     messages: Messages = []

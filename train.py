@@ -14,15 +14,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minialign.cli import OneLineParser, add_flags, config_from_flags, run_main
-from minialign.config import C3PO_RECIPES, FEEDBACK_METHODS, RECIPES
-from minialign.options import TrainOptions
+from minialign.commands.cli import OneLineParser, add_flags, run_main
+from minialign.data.knobs import config_from_flags
+from minialign.methods.cards import FEEDBACK_METHODS
+from minialign.methods.knobs import C3PO_RECIPES, RECIPES
+from minialign.training.knobs import TrainOptions
 
 if TYPE_CHECKING:
-    from minialign.feedback_job import FeedbackJob
-    from minialign.job import Job
-    from minialign.model import CausalLM
-    from minialign.run import Run
+    from minialign.commands.feedback_job import FeedbackJob
+    from minialign.commands.job import Job
+    from minialign.model.transformer import CausalLM
+    from minialign.training.run import Run
 
 
 def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
@@ -49,7 +51,7 @@ def learns_from_feedback(arguments: list[str]) -> bool:
         peek.add_argument(name, default="")
     seen, _ = peek.parse_known_args(arguments)
     if seen.resume:
-        from minialign.runs import read_run_record
+        from minialign.training.folder import read_run_record
 
         return bool(read_run_record(seen.resume)["options"].get("data"))
     return bool(seen.data or seen.feedback) or seen.method in set(FEEDBACK_METHODS) - {"sft"}
@@ -60,7 +62,7 @@ def main() -> None:
     options, knobs = parse(arguments)
     from_feedback = learns_from_feedback(arguments)
     if options.feedback and not options.resume:
-        from minialign.feedback_job import check_flags
+        from minialign.commands.feedback_job import check_flags
 
         check_flags(options, knobs)  # refuses what is wrong before the work
         options = with_data(options)
@@ -69,8 +71,8 @@ def main() -> None:
         return
     job = prepared(options, knobs, from_feedback)
     if options.inspect:
-        from minialign.feedback_job import inspect_pair
-        from minialign.job import Job, inspect
+        from minialign.commands.feedback_job import inspect_pair
+        from minialign.commands.job import Job, inspect
 
         print(inspect(job) if isinstance(job, Job) else inspect_pair(job))
         return
@@ -82,18 +84,18 @@ def prepared(
 ) -> Job | FeedbackJob:
     """Everything that can be refused is, here."""
     if from_feedback:
-        from minialign.feedback_job import prepare_feedback
+        from minialign.commands.feedback_job import prepare_feedback
 
         return prepare_feedback(options, knobs)
-    from minialign.job import prepare  # heavy imports come after parsing
+    from minialign.commands.job import prepare
 
     return prepare(options, knobs)
 
 
 def run_job(job: Job | FeedbackJob, again: str = "") -> None:
     """Trains. After Ctrl-C it says how to go on: `again`, or by resuming the run."""
-    from minialign.job import Job
-    from minialign.run import Interrupted
+    from minialign.commands.job import Job
+    from minialign.training.run import Interrupted
 
     try:
         if isinstance(job, Job):
@@ -108,9 +110,17 @@ def run_job(job: Job | FeedbackJob, again: str = "") -> None:
 
 def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> None:
     """All runs are checked before the first one is trained; one page compares them in the end."""
-    from minialign.config import is_read_by_sft, require
-    from minialign.evaluation.report import write_comparison
-    from minialign.sweep import can_go_on, check_same, folder_name, grid, is_finished, summary
+    from minialign.commands.sweep import (
+        can_go_on,
+        check_same,
+        folder_name,
+        grid,
+        is_finished,
+        summary,
+    )
+    from minialign.data.knobs import require
+    from minialign.evaluation.report.page import write_comparison
+    from minialign.methods.cards import is_read_by_sft
 
     require(bool(options.out), "--sweep needs --out: the folder that its runs lie in")
     require(not options.inspect, "--inspect shows a single run's tokens: leave out --sweep")
@@ -150,10 +160,10 @@ def sweep(options: TrainOptions, knobs: dict[str, Any], from_feedback: bool) -> 
 
 def with_data(options: TrainOptions) -> TrainOptions:
     """Makes the data folder of a sentence; one that is there and complete is taken as it is."""
-    from minialign.config import require
-    from minialign.feedback_command import FeedbackOptions, make_data
-    from minialign.pipeline import PipelineConfig
-    from minialign.run import check_free
+    from minialign.commands.feedback import FeedbackOptions, make_data
+    from minialign.data.knobs import require
+    from minialign.feedback.knobs import PipelineConfig
+    from minialign.training.folder import check_free
 
     require(not options.data, "give --feedback or --data, not both")
     wanted = FeedbackOptions(
@@ -174,13 +184,14 @@ def train(job: Job) -> None:
     """DITTO, SPIN or SFT, from demonstrations."""
     import torch
 
-    from minialign.lora import active_adapter, apply_lora, save_adapter
+    from minialign.commands.plan import Speed, describe
     from minialign.methods.anchors import Anchors
     from minialign.methods.ditto import train_ditto
     from minialign.methods.sft import ADAPTER as SFT
     from minialign.methods.sft import train_sft
     from minialign.methods.spin import train_spin
-    from minialign.plan import Speed, describe
+    from minialign.policy.adapters import active_adapter, apply_lora
+    from minialign.policy.peft import save_adapter
 
     model = load_model(job)
     apply_lora(model, job.config.lora, SFT, torch.Generator().manual_seed(job.options.seed))
@@ -203,10 +214,11 @@ def train_from_feedback(job: FeedbackJob) -> None:
     """C3PO, or one of its baselines, from a folder of feedback or from preference pairs."""
     import torch
 
-    from minialign.lora import apply_lora, load_adapter, train_only
+    from minialign.commands.plan import describe_feedback
     from minialign.methods.c3po import ADAPTER, train_c3po
-    from minialign.plan import describe_feedback
-    from minialign.runs import adapter_folder
+    from minialign.policy.adapters import apply_lora, train_only
+    from minialign.policy.peft import load_adapter
+    from minialign.training.folder import adapter_folder
 
     model = load_model(job)
     seed = torch.Generator().manual_seed(job.options.seed)
@@ -225,7 +237,7 @@ def train_from_feedback(job: FeedbackJob) -> None:
 
 
 def load_model(job: Job | FeedbackJob) -> CausalLM:
-    from minialign.weights import load_for
+    from minialign.weights.load import load_for
 
     model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
     model.revision = job.options.revision or None
@@ -235,8 +247,9 @@ def load_model(job: Job | FeedbackJob) -> CausalLM:
 
 def finish(model: CausalLM, job: Job | FeedbackJob, run: Run, before: str) -> None:
     """Saves the result and shows what came of it."""
-    from minialign.evaluation.report import write_report
-    from minialign.lora import active_adapter, save_adapter
+    from minialign.evaluation.report.page import write_report
+    from minialign.policy.adapters import active_adapter
+    from minialign.policy.peft import save_adapter
 
     save_adapter(model, job.out / "adapter", active_adapter(model))
     after = answer(model, job, active_adapter(model))
@@ -248,7 +261,7 @@ def finish(model: CausalLM, job: Job | FeedbackJob, run: Run, before: str) -> No
 
 
 def open_run(job: Job | FeedbackJob) -> Run:
-    from minialign.run import Run
+    from minialign.training.run import Run
 
     options = job.options
     knobs = {"seed": options.seed, "micro_batch_tokens": options.micro_batch_tokens}
@@ -263,8 +276,8 @@ def open_run(job: Job | FeedbackJob) -> Run:
 
 def answer(model: CausalLM, job: Job | FeedbackJob, adapter: str | None) -> str:
     """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
-    from minialign.lora import reference_policy
-    from minialign.sampler import generate
+    from minialign.policy.reference import reference_policy
+    from minialign.policy.sample import generate
 
     room = job.longest + job.longest // 2
     with reference_policy(model, adapter):
@@ -280,8 +293,8 @@ def answer(model: CausalLM, job: Job | FeedbackJob, adapter: str | None) -> str:
 
 
 def show(job: Job | FeedbackJob, before: str, after: str, report: Path) -> None:
-    from minialign.feedback_job import flag_for_test
-    from minialign.job import Job
+    from minialign.commands.feedback_job import flag_for_test
+    from minialign.commands.job import Job
 
     asked = job.prompt[-1]["content"]
     for title, text in (("prompt", asked), ("before", before), ("after", after)):

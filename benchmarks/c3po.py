@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.config import FEEDBACK_METHODS, UNREAD
-from minialign.state import replace_whole
+from minialign.data.files import replace_whole
+from minialign.methods.cards import FEEDBACK_METHODS, UNREAD
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

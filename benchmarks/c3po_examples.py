@@ -31,12 +31,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from minialign.data import read_json, read_jsonl
+from minialign.data.checks import Check, parse_checks
+from minialign.data.feedback import DESCRIPTION, load_feedback_data
+from minialign.data.files import read_json, read_jsonl
 from minialign.errors import InputError
-from minialign.evaluation.checks import Check, parse_checks
-from minialign.feedback import DESCRIPTION, load_feedback_data
-from minialign.pipeline import FILES, STUDENT, PipelineConfig, complete_responses, write_lines
-from minialign.teacher import Answer, Ask, Cached, LocalTeacher, Reply, Teacher
+from minialign.feedback.knobs import PipelineConfig
+from minialign.feedback.local_teacher import LocalTeacher
+from minialign.feedback.pipeline import FILES, STUDENT, complete_responses, write_lines
+from minialign.feedback.teacher import Answer, Ask, Cached, Reply, Teacher
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "c3po"
 CONFIG = PipelineConfig(max_new_tokens=200, temperature=0.7, tries=6)

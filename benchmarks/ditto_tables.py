@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minialign.evaluation.winrates import shares_by_score, win_rates
+from minialign.evaluation.judges.winrates import shares_by_score, win_rates
 
 MAIN = ("zero-shot", "few-shot", "SPIN", "SFT", "DITTO")
 PAPER = {"zero-shot": 27.33, "few-shot": 46.89, "SPIN": 51.56, "SFT": 56.78, "DITTO": 71.67}

@@ -29,16 +29,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minialign.cli import config_from_flags
-from minialign.config import RECIPES, DittoConfig
-from minialign.data import encode_demonstration, held_out_split, load_demonstrations, training_split
-from minialign.lora import apply_lora, reference_policy, set_adapter
+from minialign.data.knobs import config_from_flags
+from minialign.data.records import held_out_split, load_demonstrations, training_split
 from minialign.methods.ditto import train_ditto
+from minialign.methods.knobs import RECIPES, DittoConfig
 from minialign.methods.sft import adapter_nats_per_token
-from minialign.run import Run
-from minialign.sampler import Completion, generate
-from minialign.scoring import score
-from minialign.weights import load
+from minialign.policy.adapters import apply_lora, set_adapter
+from minialign.policy.encode import encode_demonstration
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import Completion, generate
+from minialign.policy.score import score
+from minialign.training.run import Run
+from minialign.weights.load import load
 
 
 class StyleScorer:
@@ -176,7 +178,7 @@ def measure(
 
 def held_out_margin(model, held_out, written: list[Completion], beta: float) -> float:
     """Mean reward margin of a held-out text over the SFT model's own answers to the same prompt."""
-    from minialign.data import Sequence
+    from minialign.data.records import Sequence
 
     each = len(written) // len(held_out)
     rejected = [Sequence(held_out[i // each].prompt_ids, c.ids) for i, c in enumerate(written)]

@@ -32,32 +32,28 @@ import numpy as np
 import torch
 from ditto_tables import MAIN, all_tables, read_results, write_measured
 
-from minialign.cli import config_from_flags
-from minialign.config import RECIPES, DittoConfig, SamplingConfig
-from minialign.data import Demonstration, Sequence, encode_demonstration, load_demonstrations
+from minialign.data.general import general_prompts
+from minialign.data.knobs import config_from_flags
+from minialign.data.records import Demonstration, Sequence, load_demonstrations
 from minialign.evaluation.contestants import Contestant, write_answers
-from minialign.evaluation.held_out import drift, nats_per_token
-from minialign.evaluation.style import StyleJudge
+from minialign.evaluation.judges.style import StyleJudge
 from minialign.evaluation.texts import text_figures
-from minialign.feedback import general_prompts
-from minialign.lora import (
-    apply_lora,
-    load_adapter,
-    reference_policy,
-    remove_adapter,
-    save_adapter,
-    set_adapter,
-    train_only,
-)
 from minialign.methods.anchors import ANSWERS, TOKENS, Anchors
 from minialign.methods.ditto import train_ditto
+from minialign.methods.knobs import RECIPES, DittoConfig
 from minialign.methods.sft import train_sft
 from minialign.methods.spin import as_spin
-from minialign.model import CausalLM
-from minialign.run import Run
-from minialign.sampler import generate, sample
-from minialign.tokenizer import Tokenizer
-from minialign.weights import load
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import apply_lora, remove_adapter, set_adapter, train_only
+from minialign.policy.encode import encode_demonstration
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.measure import drift, nats_per_token
+from minialign.policy.peft import load_adapter, save_adapter
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import generate, sample
+from minialign.training.run import Run
+from minialign.weights.load import load
+from minialign.weights.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 PAGE, RESULTS = HERE / "ditto.md", HERE / "results" / "ditto.jsonl"

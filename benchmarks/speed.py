@@ -27,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minialign.checkpoints import DEFAULT_ALIAS, find_checkpoint
+from minialign.weights.find import find_checkpoint
+from minialign.weights.wheel import DEFAULT_ALIAS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -34,9 +34,10 @@ from typing import Any
 
 import numpy as np
 
-from minialign.data import Demonstration, load_demonstrations, read_json
+from minialign.data.files import read_json
+from minialign.data.records import Demonstration, load_demonstrations
 from minialign.errors import InputError
-from minialign.evaluation.style import StyleJudge, area_under_curve
+from minialign.evaluation.judges.style import StyleJudge, area_under_curve
 
 OUT = Path(__file__).parent / "results" / "style_judge.json"
 ANSWERS_PER_PROMPT, MAX_NEW_TOKENS, TEMPERATURE = 4, 256, 1.0

@@ -15,11 +15,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "minialign.weights",
-    "generate": "minialign.sampler",
-    "score": "minialign.scoring",
-    "Completion": "minialign.sampler",
-    "Sequence": "minialign.data",
+    "load": "minialign.weights.load",
+    "generate": "minialign.policy.sample",
+    "score": "minialign.policy.score",
+    "Completion": "minialign.policy.sample",
+    "Sequence": "minialign.data.records",
     "InputError": "minialign.errors",
 }
 __all__ = ["Completion", "InputError", "Sequence", "__version__", "generate", "load", "score"]

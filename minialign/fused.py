@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minialign.matmul import product
+from minialign.model.matmul import product
 
 CHUNK_BYTES = 32 * 2**20  # of float32 logits; measured: larger chunks are not faster
 

@@ -26,7 +26,7 @@ from conftest import (
 )
 from safetensors.torch import save_file
 
-from minialign.cli import run_main
+from minialign.commands.cli import run_main
 
 ROOT = Path(__file__).parents[1]
 LOADING = "timing a few steps ...\n"  # train.py's word on stderr before a silent while

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from minialign.checkpoints import ALIASES, DEFAULT_ALIAS, local_checkpoint
 from minialign.errors import InputError
-from minialign.model import CausalLM, ModelConfig
-from minialign.tokenizer import Tokenizer
-from minialign.weights import load
+from minialign.model.config import ModelConfig
+from minialign.model.transformer import CausalLM
+from minialign.weights.find import ALIASES, local_checkpoint
+from minialign.weights.load import load
+from minialign.weights.tokenizer import Tokenizer
+from minialign.weights.wheel import DEFAULT_ALIAS
 
 torch.set_num_threads(1)
 settings.register_profile("minialign", deadline=None, derandomize=True)  # same result each time
@@ -161,7 +163,7 @@ def default_checkpoint() -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIALIGN_CHECKPOINTS", str(ROOT / "checkpoints"))
         folder = local_checkpoint(ALIASES[DEFAULT_ALIAS])
-    return folder or pytest.skip("the default model is absent: python -m minialign.checkpoints")
+    return folder or pytest.skip("the default model is absent: python -m minialign fetch")
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from cli_helpers import ROOT
 
-from minialign.evaluation.checks import score_response
-from minialign.feedback import SCOPES, FeedbackData, general_prompts, load_feedback_data
+from minialign.data.checks import score_response
+from minialign.data.feedback import SCOPES, FeedbackData, load_feedback_data
+from minialign.data.general import general_prompts
 
 FOLDERS = sorted(path for path in (ROOT / "examples" / "c3po").iterdir() if path.is_dir())
 LEAST = {"train": (60, 40, 40), "test": (20, 20, 20)}  # in scope, near, out of scope

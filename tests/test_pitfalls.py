@@ -34,36 +34,35 @@ from toys import (
     with_adapter,
 )
 
-from minialign.config import RECIPES, DittoConfig, LoRAConfig, SamplingConfig, SFTConfig
-from minialign.data import (
-    Demonstration,
-    Sequence,
-    encode_demonstration,
-    load_demonstrations,
-)
+from minialign.commands.job import check_held_out
+from minialign.data.records import Demonstration, Sequence, load_demonstrations
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Contestant, write_answers
-from minialign.evaluation.held_out import nats_per_token, reward_margins
 from minialign.fused import linear_logps
-from minialign.job import check_held_out
-from minialign.lora import (
+from minialign.losses import dpo_loss, sft_loss
+from minialign.methods import ditto, sft
+from minialign.methods.knobs import RECIPES, DittoConfig, SFTConfig
+from minialign.methods.pool import ComparisonPool
+from minialign.methods.sft import train_sft
+from minialign.policy.adapters import (
     active_adapter,
     adapter_parameters,
     apply_lora,
     copy_adapter,
     lora_layers,
-    merge_adapter,
-    merged_adapter,
     set_adapter,
 )
-from minialign.losses import dpo_loss, sft_loss
-from minialign.methods import ditto, sft
-from minialign.methods.comparisons import ComparisonPool
-from minialign.methods.sft import train_sft
-from minialign.run import Interrupted, Run
-from minialign.sampler import Completion, draw_tokens, generate, sample
-from minialign.scoring import Packed, ReferenceScores, micro_batches, score
-from minialign.tokenizer import Tokenizer
+from minialign.policy.draw import draw_tokens
+from minialign.policy.encode import encode_demonstration
+from minialign.policy.knobs import LoRAConfig, SamplingConfig
+from minialign.policy.measure import nats_per_token, reward_margins
+from minialign.policy.merge import merge_adapter, merged_adapter
+from minialign.policy.packing import Packed, micro_batches
+from minialign.policy.reference_scores import ReferenceScores
+from minialign.policy.sample import Completion, generate, sample
+from minialign.policy.score import score
+from minialign.training.run import Interrupted, Run
+from minialign.weights.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "minialign").rglob("*.py")), *sorted(ROOT.glob("*.py"))]

@@ -16,14 +16,17 @@ from conftest import TOY_CONFIG, make_model
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from minialign.config import DittoConfig, LoRAConfig, SamplingConfig, SFTConfig
-from minialign.data import Demonstration, Sequence, encode_demonstration
-from minialign.lora import adapter_parameters, adapter_state, apply_lora
+from minialign.data.records import Demonstration, Sequence
 from minialign.methods.anchors import Anchors
 from minialign.methods.ditto import train_ditto
-from minialign.model import CausalLM
-from minialign.run import Run
-from minialign.tokenizer import Tokenizer
+from minialign.methods.knobs import DittoConfig, SFTConfig
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import adapter_parameters, apply_lora
+from minialign.policy.encode import encode_demonstration
+from minialign.policy.knobs import LoRAConfig, SamplingConfig
+from minialign.policy.peft import adapter_state
+from minialign.training.run import Run
+from minialign.weights.tokenizer import Tokenizer
 
 EOS, BOS, VOCAB = 2, 1, 272
 

@@ -14,7 +14,7 @@ from .measuring import Result, timed
 
 
 def limits(options: Namespace, folder: Path) -> Result:
-    from minialign.matmul import product
+    from minialign.model.matmul import product
 
     def best(work: Callable[[], Any]) -> float:
         work()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from minialign.config import LoRAConfig
+from minialign.policy.knobs import LoRAConfig
 
 from .measuring import Result
 
@@ -43,7 +43,8 @@ def touch(model: torch.nn.Module) -> None:
 
 def adapters(model_path: str, folder: Path) -> tuple[Path, Path]:
     """A reference and a policy a little away from it, in PEFT's format; made once."""
-    from minialign.lora import adapter_parameters, apply_lora, save_adapter
+    from minialign.policy.adapters import adapter_parameters, apply_lora
+    from minialign.policy.peft import save_adapter
 
     reference, policy = folder / "adapter-reference", folder / "adapter-policy"
     if (policy / "adapter_model.safetensors").exists():

@@ -6,7 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from minialign.config import PAPER, SamplingConfig
+from minialign.methods.knobs import PAPER
+from minialign.policy.knobs import SamplingConfig
 
 from .measuring import Memory, Result, timed
 from .models import adapters, load_ours
@@ -14,9 +15,9 @@ from .workloads import comparisons, prompts, real_prompts
 
 
 def step(options: Namespace, folder: Path) -> Result:
-    from minialign.lora import load_adapter
     from minialign.methods.ditto import preference_step
-    from minialign.scoring import ReferenceScores
+    from minialign.policy.peft import load_adapter
+    from minialign.policy.reference_scores import ReferenceScores
 
     reference_folder, policy_folder = adapters(options.model, folder)
     model = load_ours(options.model)
@@ -56,7 +57,8 @@ def step(options: Namespace, folder: Path) -> Result:
 
 def adapter_gradients(model: Any) -> dict[str, Any]:
     """By the names of PEFT's modules."""
-    from minialign.lora import adapter_state, lora_layers
+    from minialign.policy.adapters import lora_layers
+    from minialign.policy.peft import adapter_state
 
     gradients = {}
     for path, layer in lora_layers(model).items():
@@ -67,8 +69,8 @@ def adapter_gradients(model: Any) -> dict[str, Any]:
 
 
 def rollouts(options: Namespace, folder: Path) -> Result:
-    from minialign.lora import load_adapter
-    from minialign.sampler import sample
+    from minialign.policy.peft import load_adapter
+    from minialign.policy.sample import sample
 
     reference_folder, _ = adapters(options.model, folder)
     model = load_ours(options.model)
@@ -93,7 +95,7 @@ def rollouts(options: Namespace, folder: Path) -> Result:
 
 
 def decode(options: Namespace, folder: Path) -> Result:
-    from minialign.sampler import sample
+    from minialign.policy.sample import sample
 
     model = load_ours(options.model)
     model.stop_ids = ()

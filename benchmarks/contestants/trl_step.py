@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minialign.data import Sequence
+from minialign.data.records import Sequence
 
 from .measuring import Memory, Result, timed
 from .models import adapters, load_theirs

@@ -6,11 +6,11 @@ import random
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from minialign.config import PAPER
-from minialign.data import Sequence
+from minialign.data.records import Sequence
+from minialign.methods.knobs import PAPER
 
 if TYPE_CHECKING:
-    from minialign.methods.comparisons import Comparison
+    from minialign.methods.pool import Comparison
 
 PROMPT = 40  # tokens of a prompt, where nothing else is said
 COMPLETION = 250
@@ -36,7 +36,7 @@ def demonstrations(count: int, length: int) -> list[Sequence]:
 
 def comparisons(options: Namespace) -> list[Comparison]:
     """What the task asks for: plain pairs, or a step of DITTO."""
-    from minialign.methods.comparisons import Comparison
+    from minialign.methods.pool import Comparison
 
     if options.task == "dpo":
         return [Comparison("expert", i, a, b) for i, (a, b) in enumerate(plain_pairs())]
@@ -54,8 +54,8 @@ def plain_pairs() -> list[tuple[Sequence, Sequence]]:
 
 def ditto_comparisons(count: int, length: int, samples: int = 10) -> list[Comparison]:
     """A step of the paper's recipe in its third round: 24 comparisons, 17 + 5 + 2."""
-    from minialign.methods.comparisons import ComparisonPool
-    from minialign.sampler import Completion
+    from minialign.methods.pool import ComparisonPool
+    from minialign.policy.sample import Completion
 
     generator = random.Random(2)
 
@@ -79,7 +79,7 @@ def prompts(count: int) -> list[tuple[int, ...]]:
 
 def real_prompts(path: str) -> list[list[int]]:
     """Eight requests through the chat template: their answers end by themselves now and then."""
-    from minialign.tokenizer import Tokenizer
+    from minialign.weights.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(path)
     subjects = (

@@ -1,1 +1,1 @@
-"""How good is it: measurements, and how they are shown to a person."""
+"""Contestants, judges, and the page."""

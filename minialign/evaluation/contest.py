@@ -16,18 +16,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minialign.checkpoints import find_checkpoint
-from minialign.config import SamplingConfig
-from minialign.data import (
+from minialign.commands.job import check_held_out
+from minialign.data.files import read_jsonl
+from minialign.data.general import general_prompts
+from minialign.data.records import (
     Demonstration,
     Sequence,
-    encode_demonstration,
     held_out_split,
     load_demonstrations,
-    read_jsonl,
     training_split,
 )
-from minialign.endpoint import EndpointTeacher
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     RIVALS,
@@ -40,26 +38,30 @@ from minialign.evaluation.contestants import (
     prompt_limit,
     write_answers,
 )
-from minialign.evaluation.held_out import drift, nats_per_token, reward_margins
-from minialign.evaluation.judge import ModelJudge
-from minialign.evaluation.judgement import (
+from minialign.evaluation.judges.model import ModelJudge
+from minialign.evaluation.judges.style import StyleJudge
+from minialign.evaluation.judges.verdicts import (
     Judgement,
     comparisons_of,
     judge_by_model,
     judge_by_style,
 )
-from minialign.evaluation.style import StyleJudge
+from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.texts import text_figures
-from minialign.feedback import general_prompts
-from minialign.job import check_held_out
-from minialign.lora import load_adapter, reference_policy
-from minialign.model import CausalLM
-from minialign.options import EvaluateOptions
-from minialign.runs import adapter_folder, read_run_record
-from minialign.sampler import sample
-from minialign.teacher import Cached, LocalTeacher, Teacher
-from minialign.tokenizer import Tokenizer
-from minialign.weights import load
+from minialign.feedback.endpoint import EndpointTeacher
+from minialign.feedback.local_teacher import LocalTeacher
+from minialign.feedback.teacher import Cached, Teacher
+from minialign.model.transformer import CausalLM
+from minialign.policy.encode import encode_demonstration
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.measure import drift, nats_per_token, reward_margins
+from minialign.policy.peft import load_adapter
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import sample
+from minialign.training.folder import adapter_folder, read_run_record
+from minialign.weights.find import find_checkpoint
+from minialign.weights.load import load
+from minialign.weights.tokenizer import Tokenizer
 
 STYLE_ANSWERS = 4  # of the base model to each demonstration's prompt, which the style judge learns
 GENERAL_TOKENS = 96  # of an answer on which drift is measured
@@ -150,7 +152,7 @@ def _held_out(
 def _other_texts(file: str) -> list[str]:
     """Other people's texts: the given file's, else a few that come with minialign."""
     if not file:
-        source = resources.files("minialign.evaluation").joinpath("other_voices.jsonl")
+        source = resources.files("minialign.evaluation.judges").joinpath("other_voices.jsonl")
         with resources.as_file(source) as path:
             return [record["text"] for _, record in read_jsonl(path)]
     texts = [record.get("text") for _, record in read_jsonl(file)]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.config import SamplingConfig
-from minialign.data import Demonstration, Messages, Sequence, load_demonstrations
+from minialign.data.records import Demonstration, Messages, Sequence, load_demonstrations
 from minialign.errors import InputError
-from minialign.lora import reference_policy
-from minialign.model import CausalLM
-from minialign.runs import adapter_folder
-from minialign.sampler import Completion, sample, with_text
-from minialign.tokenizer import Tokenizer
+from minialign.model.transformer import CausalLM
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import Completion, sample, with_text
+from minialign.training.folder import adapter_folder
+from minialign.weights.tokenizer import Tokenizer
 
 Answers = list[list[Completion]]  # prompt -> answers, with their texts
 Progress = Callable[[str, int], Callable[[int, int, int], None]]

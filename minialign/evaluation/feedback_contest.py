@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.config import SamplingConfig
+from minialign.commands.feedback_job import data_paths, load_data
+from minialign.data.feedback import SCOPES, FeedbackData, load_feedback_data
 from minialign.errors import InputError
 from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, writing
-from minialign.evaluation.judge import ModelJudge, Rating
+from minialign.evaluation.judges.model import ModelJudge, Rating
+from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.scopes import (
     AGAIN,
     COT,
@@ -24,14 +26,13 @@ from minialign.evaluation.scopes import (
     scope_scores,
     written_answers,
 )
-from minialign.feedback import SCOPES, FeedbackData, encode_feedback, load_feedback_data
-from minialign.feedback_job import data_paths, load_data
-from minialign.lora import load_adapter
-from minialign.options import EvaluateOptions
-from minialign.runs import adapter_folder, learned_from_pairs, read_run_record
-from minialign.teacher import Cached, Teacher
-from minialign.tokenizer import Tokenizer
-from minialign.weights import load
+from minialign.feedback.teacher import Cached, Teacher
+from minialign.policy.encode import encode_feedback
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.peft import load_adapter
+from minialign.training.folder import adapter_folder, learned_from_pairs, read_run_record
+from minialign.weights.load import load
+from minialign.weights.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,16 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
-from minialign.config import SamplingConfig
-from minialign.data import Sequence
-from minialign.evaluation.checks import score_response
-from minialign.evaluation.held_out import drift, nats_per_token
-from minialign.feedback import SCOPES, Example, FeedbackData, encode_answer
-from minialign.lora import reference_policy
-from minialign.model import CausalLM
-from minialign.sampler import sample
-from minialign.tokenizer import Tokenizer
+from minialign.data.checks import score_response
+from minialign.data.feedback import SCOPES, Example, FeedbackData
+from minialign.data.records import Sequence
+from minialign.model.transformer import CausalLM
+from minialign.policy.encode import encode_answer
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.measure import drift, nats_per_token
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import sample
+from minialign.weights.tokenizer import Tokenizer
 
 AGAIN = "base, again"
 IN_CONTEXT, COT = "in-context", "in-context + CoT"

@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from minialign.evaluation.contest import Contest, Results
-from minialign.evaluation.judgement import Judgement
+from minialign.evaluation.judges.verdicts import Judgement
 
 WIDTH = 100
 ROWS = (  # title, name of the figure, how it is shown

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
-from minialign.evaluation.style import copied_share
-from minialign.sampler import Completion
+from minialign.evaluation.judges.style import copied_share
+from minialign.policy.sample import Completion
 
 WORDS_IN_A_ROW = 4  # of a repetition
 

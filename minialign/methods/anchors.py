@@ -12,17 +12,18 @@ likelihood of so few answers it cannot be overfitted: where the policy has not m
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
-from minialign.config import SamplingConfig
-from minialign.data import Sequence
-from minialign.lora import reference_policy
-from minialign.model import CausalLM
-from minialign.run import Run
-from minialign.sampler import sample
-from minialign.scoring import divergence, micro_batches
+from minialign.data.records import Sequence
+from minialign.model.transformer import CausalLM
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.packing import micro_batches
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import sample
+from minialign.policy.score import divergence
+from minialign.training.dealing import deal
+from minialign.training.run import Run
 
 ANSWERS, TOKENS, PER_STEP = 48, 96, 4  # prompts that are asked, of an answer, in a step
 
@@ -51,7 +52,9 @@ class Anchors:
         """Adds their gradient to a step's; returns the divergence, unweighted, as a metric."""
         if not self.weight:
             return {}
-        batch = draw_batch(self.sequences, PER_STEP, step, run.derive_seed(f"anchors/{stage}", 0))
+        batch = deal(
+            self.sequences, PER_STEP, step, f"{run.derive_seed(f'anchors/{stage}', 0)}/sft"
+        )
         tokens = sum(len(sequence.completion_ids) for sequence in batch)
         total = 0.0
         training = model.training
@@ -62,18 +65,3 @@ class Anchors:
             total += loss.item()
         model.train(training)
         return {"kl/anchors": total}
-
-
-def draw_batch(items: SequenceABC[Sequence], size: int, step: int, seed: int) -> list[Sequence]:
-    """The batch of a step: each epoch is a shuffle of its own, dealt in order.
-
-    A function of (seed, step) alone.
-    """
-    size = min(size, len(items))
-    places = range(step * size, (step + 1) * size)
-    epochs = {place // len(items) for place in places}
-    orders = {
-        epoch: random.Random(f"{seed}/sft/{epoch}").sample(range(len(items)), len(items))
-        for epoch in epochs
-    }
-    return [items[orders[place // len(items)][place % len(items)]] for place in places]

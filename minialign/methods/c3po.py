@@ -31,34 +31,28 @@ from __future__ import annotations
 
 import itertools
 import operator
-import random
 from collections.abc import Iterator
-from collections.abc import Sequence as SequenceABC
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from minialign.config import C3POConfig
-from minialign.data import Sequence
-from minialign.feedback import FeedbackSequences
-from minialign.lora import trainable_parameters
+from minialign.data.records import Sequence
 from minialign.losses import C3POLoss, c3po_loss, sft_loss
-from minialign.model import CausalLM
-from minialign.optim import Optimizer, cosine_with_warmup
-from minialign.run import Run
-from minialign.scoring import (
-    ReferenceScores,
-    distinct_tokens,
-    divergence,
-    micro_batches,
-    score,
-)
-from minialign.state import Parts
+from minialign.methods.knobs import C3POConfig
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import trainable_parameters
+from minialign.policy.encode import FeedbackSequences
+from minialign.policy.packing import distinct_tokens, micro_batches
+from minialign.policy.reference_scores import ReferenceScores
+from minialign.policy.score import divergence, score
+from minialign.training.dealing import deal
+from minialign.training.optimizer import Optimizer, cosine_with_warmup
+from minialign.training.run import Run
+from minialign.training.state import Parts
 
 ADAPTER = "c3po"
 BASE = None  # the reference: no adapter
-
 T = TypeVar("T")
 
 
@@ -161,17 +155,6 @@ def without_common_start(chosen: Sequence, rejected: Sequence) -> tuple[Sequence
         Sequence(prompt, chosen.completion_ids[common:]),
         Sequence(prompt, rejected.completion_ids[common:]),
     )
-
-
-def deal(items: SequenceABC[T], size: int, step: int, purpose: str) -> list[T]:
-    """Items of a step: each epoch is a shuffle of its own, dealt in order, and the next follows."""
-    size = min(size, len(items))
-    places = range(step * size, (step + 1) * size)
-    orders = {
-        epoch: random.Random(f"{purpose}/{epoch}").sample(range(len(items)), len(items))
-        for epoch in {place // len(items) for place in places}
-    }
-    return [items[orders[place // len(items)][place % len(items)]] for place in places]
 
 
 # ---- the objective ----

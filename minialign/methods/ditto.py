@@ -30,20 +30,23 @@ from collections.abc import Sequence as SequenceABC
 import torch
 from torch import Tensor
 
-from minialign.config import DittoConfig
-from minialign.data import Sequence
-from minialign.lora import adapter_state, copy_adapter, load_adapter_state, trainable_parameters
+from minialign.data.records import Sequence
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.anchors import Anchors
-from minialign.methods.comparisons import Comparison, ComparisonPool
+from minialign.methods.knobs import DittoConfig
+from minialign.methods.pool import Comparison, ComparisonPool
 from minialign.methods.sft import ADAPTER as SFT
 from minialign.methods.sft import NO_ANCHORS, nats_per_token, train_sft
-from minialign.model import CausalLM
-from minialign.optim import Optimizer, constant_with_warmup
-from minialign.run import Run
-from minialign.sampler import sample
-from minialign.scoring import ReferenceScores, distinct_tokens, micro_batches, score
-from minialign.state import Parts
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import copy_adapter, trainable_parameters
+from minialign.policy.packing import distinct_tokens, micro_batches
+from minialign.policy.peft import adapter_state, load_adapter_state
+from minialign.policy.reference_scores import ReferenceScores
+from minialign.policy.sample import sample
+from minialign.policy.score import score
+from minialign.training.optimizer import Optimizer, constant_with_warmup
+from minialign.training.run import Run
+from minialign.training.state import Parts
 
 ADAPTER = "ditto"
 FOLLOWER = "reference"  # with `update_reference`: what the policy was when the round began

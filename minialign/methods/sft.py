@@ -10,16 +10,19 @@ from collections.abc import Sequence as SequenceABC
 
 import torch
 
-from minialign.config import DittoConfig
-from minialign.data import Sequence
-from minialign.lora import reference_policy, trainable_parameters
+from minialign.data.records import Sequence
 from minialign.losses import sft_loss
-from minialign.methods.anchors import Anchors, draw_batch
-from minialign.model import CausalLM
-from minialign.optim import Optimizer, cosine_with_warmup
-from minialign.run import Run
-from minialign.scoring import micro_batches, score
-from minialign.state import Parts
+from minialign.methods.anchors import Anchors
+from minialign.methods.knobs import DittoConfig
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import trainable_parameters
+from minialign.policy.packing import micro_batches
+from minialign.policy.reference import reference_policy
+from minialign.policy.score import score
+from minialign.training.dealing import deal
+from minialign.training.optimizer import Optimizer, cosine_with_warmup
+from minialign.training.run import Run
+from minialign.training.state import Parts
 
 ADAPTER = "sft"
 NO_ANCHORS = Anchors([], 0.0)
@@ -56,7 +59,7 @@ def train_sft(
     model.train()
     losses: list[float] = []
     for step in run.steps("sft", first, knobs.max_steps, parts):
-        batch = draw_batch(demonstrations, knobs.batch_size, step, run.seed)
+        batch = deal(demonstrations, knobs.batch_size, step, f"{run.seed}/sft")
         total = sum(len(sequence.completion_ids) for sequence in batch)
         run.seed_step("sft", step)  # for dropout
         loss = 0.0

@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as SequenceABC
 
-from minialign.config import DEMONSTRATION_METHODS, DittoConfig
-from minialign.data import Sequence
+from minialign.data.records import Sequence
 from minialign.methods.anchors import Anchors
+from minialign.methods.cards import DEMONSTRATION_METHODS
 from minialign.methods.ditto import train_ditto
+from minialign.methods.knobs import DittoConfig
 from minialign.methods.sft import NO_ANCHORS
-from minialign.model import CausalLM
-from minialign.run import Run
+from minialign.model.transformer import CausalLM
+from minialign.training.run import Run
 
 ADAPTER = "spin"
 

@@ -1,0 +1,1 @@
+"""What a person brings, as records; no torch."""

@@ -1,0 +1,208 @@
+"""A sentence of feedback as data: the folder that C3PO learns from.
+
+    feedback.json        {"feedback", "domain", "effect"} and, optionally, "check" (checks.py)
+    in_scope.jsonl       prompts that the feedback is about
+    near_scope.jsonl     prompts that look as if it were, and are not
+    out_of_scope.jsonl   any other prompts
+
+A line holds `prompt`, `baseline` (the base model's own answer), `split` (`train` or `test`) and, in
+scope, `revised` (the same model's answer after it was given the feedback). Optional are
+`in_context` and `cot` (answers of rival methods, for the evaluation) and
+`baseline_finish_reason` and `revised_finish_reason`: an answer that was cut off (`length`) is
+trained on without an end token. Whatever is wrong is one line that names the file, the line and
+what to do.
+
+Preference pairs, JSON Lines of {"prompt", "chosen", "rejected"}, become the same data with nothing
+outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minialign.data.checks import Check, parse_checks
+from minialign.data.files import read_json, read_jsonl
+from minialign.data.records import Messages, load_prompts
+from minialign.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+SCOPES = ("in_scope", "near_scope", "out_of_scope")
+_SAID = ("feedback", "domain", "effect")
+SPLITS = ("train", "test")
+FINISH_REASONS = ("stop", "length")
+DESCRIPTION = "feedback.json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response as text; one that was cut off has not ended, and must not teach to end there."""
+
+    text: str
+    finish_reason: str = "stop"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One line: a prompt and what was answered to it. `revised` is there in scope."""
+
+    messages: Messages  # what is answered; the user's is the last
+    baseline: Answer
+    revised: Answer | None
+    in_context: str | None
+    cot: str | None
+    split: str
+    source: str  # "ahoy/in_scope.jsonl, line 3", for messages
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[-1]["content"]
+
+
+@dataclass(frozen=True)
+class FeedbackData:
+    """A C3PO data folder, both splits; or a file of preference pairs, all of them in scope."""
+
+    feedback: str  # what the person said; empty for preference pairs
+    domain: str  # when it applies
+    effect: str  # what an answer that follows it looks like
+    checks: tuple[Check, ...]  # empty where no program can tell
+    in_scope: tuple[Example, ...]
+    near_scope: tuple[Example, ...]
+    out_of_scope: tuple[Example, ...]
+
+    def examples(self, scope: str, split: str) -> list[Example]:
+        """The lines of one scope and one split, in the file's order."""
+        everything: tuple[Example, ...] = getattr(self, scope)
+        return [example for example in everything if example.split == split]
+
+
+def load_feedback_data(folder: str | Path) -> FeedbackData:
+    """Reads and checks a data folder.
+
+    Raises InputError, one line that names the file, for anything missing, empty or contradictory.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: {'is no folder' if folder.exists() else 'no such folder'}")
+    file = folder / DESCRIPTION
+    description = read_json(file)
+    feedback, domain, effect = (text_field(description, field, str(file)) for field in _SAID)
+    raw = description.get("check")
+    checks = parse_checks(raw, str(file)) if raw is not None else ()
+    in_scope, near_scope, out_of_scope = (
+        _read_scope(folder / f"{scope}.jsonl", scope) for scope in SCOPES
+    )
+    _check_splits([*in_scope, *near_scope, *out_of_scope])
+    return FeedbackData(feedback, domain, effect, checks, in_scope, near_scope, out_of_scope)
+
+
+def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:
+    """Several feedbacks to be learned at once. They keep no check: each has its own test.
+
+    Raises InputError for a prompt that is learned from in one and judged by in another.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    feedback, domain, effect = ("; ".join(getattr(part, name) for part in parts) for name in _SAID)
+    in_scope, near_scope, out_of_scope = (
+        tuple(e for part in parts for e in getattr(part, scope)) for scope in SCOPES
+    )
+    _check_splits([*in_scope, *near_scope, *out_of_scope])
+    return FeedbackData(feedback, domain, effect, (), in_scope, near_scope, out_of_scope)
+
+
+def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:
+    examples = tuple(
+        _example(record, scope, f"{path}, line {number}") for number, record in read_jsonl(path)
+    )
+    if not any(example.split == "train" for example in examples):
+        raise InputError(f'{path}: no prompt to train on: give some lines the split "train"')
+    return examples
+
+
+def _example(record: dict[str, Any], scope: str, where: str) -> Example:
+    in_scope = scope == "in_scope"
+    return Example(
+        messages=[{"role": "user", "content": text_field(record, "prompt", where)}],
+        baseline=_answer(record, "baseline", where),
+        revised=_answer(record, "revised", where) if in_scope else None,
+        in_context=text_field(record, "in_context", where) if record.get("in_context") else None,
+        cot=text_field(record, "cot", where) if record.get("cot") else None,
+        split=_split(text_field(record, "split", where), where),
+        source=where,
+    )
+
+
+def _split(split: str, where: str) -> str:
+    if split not in SPLITS:
+        raise InputError(f"{where}: unknown split {split!r}: choose train or test")
+    return split
+
+
+def _answer(record: dict[str, Any], field: str, where: str) -> Answer:
+    reason = record.get(f"{field}_finish_reason") or "stop"
+    if reason not in FINISH_REASONS:
+        raise InputError(f'{where}: "{field}_finish_reason" must be stop or length')
+    # outer white space is no part of an answer, and would stand before the end token
+    return Answer(text_field(record, field, where).strip(), reason)
+
+
+def text_field(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise InputError(f'{where}: the field "{field}" is missing')
+    if not isinstance(record[field], str):
+        raise InputError(f'{where}: the field "{field}" must be a text')
+    if not record[field].strip():
+        raise InputError(f'{where}: the field "{field}" is empty')
+    return str(record[field])
+
+
+def _check_splits(examples: Iterable[Example]) -> None:
+    """A prompt that is both learned from and judged by would make the result look better."""
+    first: dict[tuple[tuple[str, str], ...], Example] = {}
+    for example in examples:
+        prompt = tuple((m["role"], m["content"].strip()) for m in example.messages)
+        other = first.setdefault(prompt, example)
+        if other.split != example.split:
+            raise InputError(
+                f"{example.source}: the prompt is in split {example.split}, and in split "
+                f"{other.split} in {other.source}: leave it in one of the two"
+            )
+
+
+# ---- preference pairs ----
+
+
+def load_preference_pairs(file: str | Path) -> FeedbackData:
+    """Pairs as data without a feedback: `chosen` as revised answers, `rejected` as baselines.
+
+    A line holds `prompt`, a text, or `messages`, of which the user's is the last; `chosen` and
+    `rejected`; and, optionally, `split`: `test` lines are held out. Raises InputError, naming the
+    line, for whatever is missing, empty or contradictory.
+    """
+    lines = zip(read_jsonl(file), load_prompts(file), strict=True)
+    pairs = tuple(
+        _pair(record, messages, f"{file}, line {number}") for (number, record), messages in lines
+    )
+    if not any(pair.split == "train" for pair in pairs):
+        raise InputError(f'{file}: no pair to train on: give some lines the split "train", or none')
+    _check_splits(pairs)
+    return FeedbackData("", "", "", (), pairs, (), ())
+
+
+def _pair(record: dict[str, Any], messages: Messages, where: str) -> Example:
+    given = record.get("messages") or messages
+    if given[-1]["role"] != "user":
+        raise InputError(f'{where}: the last of the "messages" must be the user\'s')
+    split = "train" if record.get("split") is None else record["split"]
+    chosen, rejected = _answer(record, "chosen", where), _answer(record, "rejected", where)
+    if chosen.text == rejected.text:
+        raise InputError(f'{where}: "chosen" and "rejected" are the same: delete the line')
+    return Example(messages, rejected, chosen, None, None, _split(split, where), where)

@@ -1,0 +1,153 @@
+"""Knobs: dataclass fields with a help text, and flags from fields.
+
+A knob's flag is its field's name; a nested config's knobs carry the prefix that its field names
+(`--sft-max-steps`, `--lora-rank`). Nothing heavy is imported here, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from minialign.errors import InputError
+
+T = TypeVar("T")
+
+
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field with a help text, which becomes the command line's."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def knobs(default: Any, prefix: str) -> Any:
+    """A field that holds knobs of its own; their flags begin with `prefix`."""
+    return dataclasses.field(default=default, metadata={"prefix": prefix})
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One knob: its flag name, where it lives in the config, and what it takes."""
+
+    name: str
+    path: tuple[str, ...]
+    type: Any
+    help: str
+
+
+def flags_of(config_class: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Flag]:
+    """The knobs of a config dataclass, nested ones included."""
+    types = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(types[field.name]):
+            nested = typing.cast(type, types[field.name])
+            yield from flags_of(nested, field.metadata["prefix"], (*path, field.name))
+        else:
+            yield Flag(
+                prefix + field.name, (*path, field.name), types[field.name], field.metadata["help"]
+            )
+
+
+def config_from_flags(base: T, given: dict[str, Any]) -> T:
+    """`base` with the given flags (by name, texts or values) put in.
+
+    Raises InputError for an unknown flag, or a value that the config refuses.
+    """
+    flags = {flag.name: flag for flag in flags_of(type(base))}
+    changes: dict[tuple[str, ...], dict[str, Any]] = {}
+    for name, value in given.items():
+        if name not in flags:
+            raise InputError(f"{name}: there is no such knob")
+        flag = flags[name]
+        if isinstance(value, str):
+            value = _converted(flag, value)
+        if isinstance(value, list):
+            value = tuple(value)
+        changes.setdefault(flag.path[:-1], {})[flag.path[-1]] = value
+    prefixes = {
+        f.name: f.metadata.get("prefix", "") for f in dataclasses.fields(typing.cast(Any, base))
+    }
+    nested = {
+        path[0]: _replaced(getattr(base, path[0]), values, prefixes[path[0]])
+        for path, values in changes.items()
+        if path
+    }
+    return dataclasses.replace(base, **nested, **changes.get((), {}))  # type: ignore[type-var]
+
+
+def _converted(flag: Flag, text: str) -> Any:
+    choices = typing.get_args(flag.type) if typing.get_origin(flag.type) is typing.Literal else ()
+    try:
+        value = converter(flag.type)(text)
+    except ValueError:
+        raise InputError(f"{flag.name}: {text!r} is not a number") from None
+    if choices and value not in choices:
+        raise InputError(f"{flag.name}: {text!r} is not one of {', '.join(choices)}")
+    return value
+
+
+def _replaced(config: Any, values: dict[str, Any], prefix: str) -> Any:
+    """A nested config's complaint begins with its own name for the knob: the prefix makes it the
+    flag's.
+    """
+    try:
+        return dataclasses.replace(config, **values)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def config_from_dict(config_class: type[T], raw: dict[str, Any]) -> T:
+    """The inverse of `dataclasses.asdict`, through JSON."""
+    types = typing.get_type_hints(config_class)
+    values = {}
+    for name, value in raw.items():
+        if name not in types:
+            raise InputError(f"{name}: there is no such knob")
+        if dataclasses.is_dataclass(types[name]):
+            value = config_from_dict(typing.cast(type, types[name]), value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return config_class(**values)
+
+
+def value_at(config: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        config = getattr(config, name)
+    return config
+
+
+def shown_value(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple) else f"{value}"
+
+
+def converter(kind: Any) -> Callable[[str], Any]:
+    if kind == tuple[str, ...]:
+        return lambda text: tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        return lambda text: text.lower() in ("1", "true", "yes")
+    return (
+        str
+        if typing.get_origin(kind) is typing.Literal
+        else typing.cast(Callable[[str], Any], kind)
+    )
+
+
+def flag_values(config_class: type, raw: dict[str, Any]) -> dict[str, Any]:
+    """The values of `dataclasses.asdict(config)`, or what JSON made of it, by their flags' names.
+
+    A flag that `raw` lacks is left out.
+    """
+    found = {}
+    for flag in flags_of(config_class):
+        inner: Any = raw
+        for name in flag.path:
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if inner is not None:
+            found[flag.name] = inner
+    return found

@@ -1,0 +1,74 @@
+"""The flags of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minialign.data.knobs import knob, require
+from minialign.policy.knobs import SamplingConfig
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """evaluate.py's flags, after the run folders."""
+
+    against: tuple[str, ...] = knob(
+        ("base", "few-shot", "sft"),
+        "contestants: base, few-shot, sft, spin (of RUN-spin), a run folder, a file of answers",
+    )
+    judges: tuple[str, ...] = knob(
+        ("style",), "who judges: style (offline), model (--judge-model, --judge-url)"
+    )
+    test: str = knob(
+        "",
+        "held-out demonstrations, or a folder of feedback, as the run learned from; by default "
+        "the run's own",
+    )
+    n: int = knob(4, "answers a prompt and contestant")
+    max_new_tokens: int = knob(0, "tokens an answer at most; 0: 1.25 x the longest held-out text")
+    temperature: float = knob(1.0, "of the answers")
+    others: str = knob(
+        "", "other people's texts, for the style judge: JSON Lines of {text} or demonstrations"
+    )
+    judge_model: str = knob("", "the model that judges: a name at --judge-url, or a local model")
+    judge_url: str = knob(
+        "", "an OpenAI-compatible endpoint; its key is taken from MINIALIGN_API_KEY"
+    )
+    general: int = knob(12, "general prompts on which the drift from the base is measured; 0: none")
+    compare: bool = knob(
+        False, "compare the runs' curves and knobs on one page instead: runs/comparison.html"
+    )
+    show: int = knob(2, "prompts whose answers are printed side by side")
+    seed: int = knob(0, "the same seed gives the same answers")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
+    micro_batch_tokens: int = knob(
+        1024,
+        "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n must be at least 1, not {self.n}")
+        require(self.show >= 0, f"show must not be negative, not {self.show}")
+        require(self.general >= 0, f"general must not be negative, not {self.general}")
+        for judge in self.judges:
+            require(judge in ("style", "model"), f"judges: {judge!r} is not one of style, model")
+        wants_model = "model" in self.judges
+        require(
+            wants_model == bool(self.judge_model),
+            "--judges model and --judge-model NAME need each other",
+        )
+        require(
+            wants_model or not self.judge_url, "--judge-url needs --judges model --judge-model NAME"
+        )
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
+        require(
+            self.micro_batch_tokens >= 1,
+            f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
+        )
+        SamplingConfig(self.max_new_tokens, self.temperature)  # checks the rest
+
+
+# C3PO's responses are sampled at .7 (arXiv 2402.10893, appendix), one to a prompt.
+FEEDBACK_EVALUATION = EvaluateOptions(n=1, temperature=0.7)

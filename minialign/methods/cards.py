@@ -1,0 +1,370 @@
+"""One card a method: all that the rest of the package knows of it.
+
+A card says what a method learns from, which knobs it has and which of them it fixes or never reads,
+its stages in their order, and which curves its report shows. The method's file, `module`, offers
+`train(model, lessons, knobs, run)` and `work(lessons, knobs, tokens)`; lessons.py says what these
+are handed. From the two come the flags, the checks, the plan, the resume order, the sweep, the
+report and the contestants: no other file compares with a method's name.
+
+A new method is a file beside this one and a card in CARDS (or `register`, from outside).
+
+This module imports nothing heavy: `--help` and a report read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minialign.data.knobs import config_from_flags, flags_of, require
+from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
+from minialign.errors import InputError
+from minialign.methods.knobs import (
+    C3PO_RECIPES,
+    RECIPES,
+    DittoConfig,
+    MethodKnobs,
+)
+
+UNSEEN = "eval/nats_per_token"  # the metric of texts that were not trained on
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A chart of one stage: a line for each (metric, its name, its colour)."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str, int], ...]
+    undecided: bool = False  # with a dashed line at ln 2, where neither text is preferred
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A chart in which the comparison page lays one metric of many runs over one another.
+
+    Overlays of one title and unit are one chart, whichever stages they come from.
+    """
+
+    metric: str
+    title: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, with an adapter of its own name.
+
+    `curves` and `overlays` are asked with the run's knobs, as config.json has them, and what it
+    learned from.
+    """
+
+    name: str
+    title: str
+    curves: Callable[[dict[str, Any], str], tuple[Curve, ...]]
+    overlays: Callable[[dict[str, Any], str], tuple[Overlay, ...]]
+    steps: tuple[str, ...] = ()  # the knob that says how many there are at most, if one does
+
+
+@dataclass(frozen=True)
+class Card:
+    """A method, seen from outside."""
+
+    name: str
+    title: str
+    help: str  # a few words behind its name in --help
+    learns_from: tuple[str, ...]
+    recipes: dict[str, Any]  # name -> knobs
+    stages: tuple[Stage, ...]  # the last one's adapter is the result
+    module: str
+    fixed: dict[str, Any] = field(default_factory=dict)  # knobs that make it what it is
+    unread: tuple[str, ...] = ()  # flags of knobs that it never looks at
+    scoped: bool = False  # whether it needs prompts outside the scope as well
+    starts_from_adapter: bool = False  # whether --init-adapter is for it
+    color: int = 5
+
+    @property
+    def knobs_class(self) -> type:
+        return type(next(iter(self.recipes.values())))
+
+    def recipe(self, name: str) -> MethodKnobs:
+        """The knobs of a recipe, with those that the method fixes."""
+        return dataclasses.replace(self.recipes[name], **self.fixed)
+
+    def with_flags(self, recipe: MethodKnobs, given: dict[str, Any]) -> MethodKnobs:
+        """`recipe` with the flags that were given.
+
+        Raises InputError for a knob that the method fixes or never reads, which would be given in
+        vain, and for one that is not there or has a value that it cannot have.
+        """
+        for name in given:
+            flag = "--" + name.replace("_", "-")
+            usual = default_card(self.learns_from[0]).name
+            require(name not in self.fixed, f"--method {self.name} fixes {flag}: use {usual}")
+            require(
+                name not in self.unread,
+                f"--method {self.name} makes no use of {flag}: leave it out",
+            )
+        return config_from_flags(recipe, given)
+
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+
+# ---- the curves of the stages ----
+
+Json = dict[str, Any]
+
+
+def _sft_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
+    lines = (("loss", "demonstrations", 1), (UNSEEN, "unseen texts", 3))
+    return (Curve("loss", "nats per token", lines),)
+
+
+def _sft_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
+    return (Overlay("loss", "SFT loss", "nats per token"),)
+
+
+def _preference_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
+    return (
+        Curve("loss", "of preferences", (("loss", "loss", 2),), undecided=True),
+        Curve(
+            "nats per token",
+            "lower is better",
+            (("nll/demonstrations", "demonstrations", 2), (UNSEEN, "unseen texts", 3)),
+        ),
+        Curve(
+            "rewards",
+            "against the reference",
+            (("rewards/chosen", "chosen", 2), ("rewards/rejected", "rejected", 5)),
+        ),
+        Curve("margins", "chosen minus rejected", (("rewards/margins", "margin", 2),)),
+        Curve(
+            "accuracies",
+            "pairs in the right order",
+            (("rewards/accuracies", "accuracy", 2),),
+            percent=True,
+        ),
+    )
+
+
+def _preference_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
+    return (
+        Overlay("loss", "Preference loss", "of pairs"),
+        Overlay("rewards/margins", "Margins", "chosen minus rejected"),
+        Overlay(UNSEEN, "Unseen texts", "nats per token"),
+    )
+
+
+def _constraint_unit(knobs: Json) -> str:
+    """What a constraint is measured in."""
+    return "nats an answer" if knobs.get("constraint_reduction") == "sum" else "nats per token"
+
+
+def _scoped_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
+    better, worse = ("chosen", "rejected") if source == PAIRS else ("revised", "first answer")
+    differing = ", from where the two differ" if knobs.get("in_scope_loss") == "dpo" else ""
+    unit = _constraint_unit(knobs)
+
+    def seen(metric: str, name: str = "trained on") -> tuple[tuple[str, str, int], ...]:
+        return ((metric, name, 2), (f"eval/{metric}", "unseen prompts", 3))
+
+    def outside(kind: str) -> tuple[tuple[str, str, int], ...]:
+        return ((f"{kind}/near", "near its scope", 6), (f"{kind}/out", "far from its scope", 4))
+
+    rewards = (("rewards/chosen", better, 2), ("rewards/rejected", worse, 5))
+    return (
+        Curve("loss", "all terms, weighted", seen("loss", "loss")),
+        Curve("DPO", f"{better} over {worse}", seen("dpo", "DPO"), undecided=True),
+        Curve("kept answers", unit, outside("nll")),
+        Curve("divergence", f"KL from the base model, {unit}", outside("kl")),
+        Curve(f"{better} answers", f"nats per token{differing}", seen("nll/in_scope")),
+        Curve("rewards", f"against the base model{differing}", rewards),
+        Curve("margins", f"{better} minus {worse}", seen("rewards/margins")),
+        Curve("accuracies", "pairs in the right order", seen("rewards/accuracies"), percent=True),
+        Curve("learning rate", "", (("lr", "learning rate", 0),)),
+    )
+
+
+def _scoped_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
+    unit = _constraint_unit(knobs)
+    return (
+        Overlay("loss", "Loss from feedback", "all terms, weighted"),
+        Overlay("rewards/margins", "Margins", "chosen minus rejected"),
+        Overlay("nll/near", "Kept answers near the scope", unit),
+        Overlay("kl/near", "Divergence near the scope", f"KL from the base model, {unit}"),
+    )
+
+
+# ---- the methods ----
+
+SFT = Stage("sft", "SFT", _sft_curves, _sft_overlays, ("sft", "max_steps"))
+READ_BY_SFT = ("anchors", "max_grad_norm", "weight_decay", "max_length")
+
+
+def _preferences(name: str, title: str) -> Stage:
+    return Stage(name, title, _preference_curves, _preference_overlays, ("max_steps",))
+
+
+def _scoped(title: str) -> Stage:
+    """C3PO's loop, whose settings its baselines are; its stage and adapter keep their name."""
+    return Stage("c3po", title, _scoped_curves, _scoped_overlays)
+
+
+def _from_feedback(name: str, title: str, help: str, **settings: Any) -> Card:
+    common = {"learns_from": (FEEDBACK, PAIRS), "module": "minialign.methods.c3po"}
+    return Card(
+        **{
+            **common,
+            **{"name": name, "title": title, "help": help, "recipes": C3PO_RECIPES},
+            **{"stages": (_scoped(title),), "starts_from_adapter": True, **settings},
+        }
+    )
+
+
+_NO_CONSTRAINT = {"lambda_out": 0.0, "lambda_near": 0.0}
+_HOW_CONSTRAINED = ("constraint", "constraint_reduction")
+
+CARDS: list[Card] = [  # the first one of a source is its usual method
+    Card(
+        name="ditto",
+        title="DITTO",
+        help="SFT, then rounds of sampling and DPO",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=RECIPES,
+        stages=(SFT, _preferences("ditto", "DITTO")),
+        module="minialign.methods.ditto",
+        color=2,
+    ),
+    Card(
+        name="sft",
+        title="SFT",
+        help="its first part alone",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=RECIPES,
+        stages=(SFT,),
+        module="minialign.methods.sft",
+        unread=tuple(
+            flag.name
+            for flag in flags_of(DittoConfig)
+            if not flag.name.startswith(("lora_", "sft_")) and flag.name not in READ_BY_SFT
+        ),
+        color=1,
+    ),
+    Card(
+        name="spin",
+        title="SPIN",
+        help="self-play",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=RECIPES,
+        stages=(SFT, _preferences("spin", "SPIN")),
+        module="minialign.methods.spin",
+        fixed={
+            "expert_fraction": 1.0,
+            "replay_fraction": 0.0,
+            "inter_model_fraction": 0.0,
+            "update_reference": True,
+        },
+        color=4,
+    ),
+    _from_feedback(
+        "c3po",
+        "C3PO",
+        "preferences in scope, constraints near it and out of it",
+        learns_from=(FEEDBACK,),
+        scoped=True,
+        color=2,
+    ),
+    _from_feedback(
+        "dpo",
+        "DPO",
+        "no constraint",
+        module="minialign.methods.dpo",
+        fixed=_NO_CONSTRAINT,
+        unread=_HOW_CONSTRAINED,
+        color=4,
+    ),
+    _from_feedback(
+        "sft",
+        "SFT",
+        "revised answers alone",
+        fixed={"in_scope_loss": "sft", **_NO_CONSTRAINT},
+        unread=("beta", *_HOW_CONSTRAINED),
+        color=1,
+    ),
+    _from_feedback(
+        "sft-weighted",
+        "SFT with constraints",
+        "revised answers, with the constraints",
+        learns_from=(FEEDBACK,),
+        fixed={"in_scope_loss": "sft"},
+        unread=("beta",),
+        scoped=True,
+        color=6,
+    ),
+]
+
+
+def register(card: Card) -> None:
+    """Adds a method from outside the package. Raises InputError for a name that is taken."""
+    taken = [c for c in CARDS if c.name == card.name and set(c.learns_from) & set(card.learns_from)]
+    require(not taken, f"there is a method called {card.name} already: choose another name")
+    CARDS.append(card)
+
+
+def default_card(source: str) -> Card:
+    """The usual method for what is learned from."""
+    return next(card for card in CARDS if source in card.learns_from)
+
+
+def card_of(name: str, source: str) -> Card:
+    """A method by its name; without one, the usual method.
+
+    Raises InputError, saying what the method learns from, where it cannot learn from `source`.
+    """
+    if not name:
+        return default_card(source)
+    for card in CARDS:
+        if card.name == name and source in card.learns_from:
+            return card
+    others = [card for card in CARDS if card.name == name]
+    if others:
+        can = ", ".join(card.name for card in CARDS if source in card.learns_from)
+        wanted = " or ".join(others[0].learns_from)
+        raise InputError(
+            f"--method {name} learns from {wanted}, not from {source}: choose one of {can}"
+        )
+    raise InputError(f"--method {name}: there is no such method{nearest(name, method_names())}")
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """ ": did you mean ...?", or the names that there are."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f": did you mean {close[0]}?" if close else f": choose one of {', '.join(names)}"
+
+
+def method_names(source: str | None = None) -> list[str]:
+    """All of them, or those that learn from `source`; each once."""
+    cards = [card for card in CARDS if source is None or source in card.learns_from]
+    return list(dict.fromkeys(card.name for card in cards))
+
+
+def warm_starts() -> list[str]:
+    """Methods that others begin with: the rivals that a result is compared with first."""
+    first = [stage.name for card in CARDS for stage in card.stages[:-1]]
+    return list(dict.fromkeys(first))
+
+
+def title_of(name: str) -> str:
+    """A method's or stage's name for a person; another name is returned as it is."""
+    titles = {stage.name: stage.title for card in reversed(CARDS) for stage in card.stages}
+    titles |= {card.name: card.title for card in reversed(CARDS)}
+    return titles.get(name, name)
+
+
+def color_of(name: str) -> int | None:
+    return next((card.color for card in CARDS if card.name == name), None)

@@ -1,0 +1,249 @@
+"""The methods' knobs: dataclass fields with their defaults, their help texts and their sources.
+
+The command line is derived from these fields, a run writes all of them to its config.json, and a
+test shows that each one changes something. The defaults are the papers'; where DITTO's official
+code (SALT-NLP/demonstrated-feedback) differs from its paper (arXiv 2406.00888, Table 5), the field
+says so. `RECIPES` names whole settings.
+
+This module imports nothing heavy: `--help` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from minialign.data.knobs import knob, knobs, require
+from minialign.policy.knobs import EVERY_LINEAR, LoRAConfig, SamplingConfig
+
+
+class MethodKnobs(Protocol):
+    """What the knobs of every method have: the adapters, a limit of length, and a last step."""
+
+    @property
+    def lora(self) -> LoRAConfig: ...
+    @property
+    def max_length(self) -> int: ...
+    def fitted(self, longest: int) -> MethodKnobs:
+        """The knobs with what depends on the data filled in; `longest` is in tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """The supervised warm start, stopped early: DPO needs texts that are not known by heart yet."""
+
+    max_steps: int = knob(30, "SFT steps at most (DITTO code 30)")
+    batch_size: int = knob(4, "demonstrations a step (DITTO 4)")
+    learning_rate: float = knob(3e-5, "peak learning rate, cosine decay (DITTO 3e-5)")
+    warmup_ratio: float = knob(0.1, "share of the steps that warm up (DITTO paper .1, its code .2)")
+    stop_loss: float = knob(
+        1.0, "stop once a step's loss, in nats per token, falls below (DITTO 1.0)"
+    )
+    train_on_prompt: bool = knob(False, "also learn to write the prompts (DITTO's code does)")
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 0, f"max_steps must not be negative, not {self.max_steps}")
+        require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+
+
+@dataclass(frozen=True)
+class DittoConfig:
+    """DITTO (Shaikh et al. 2024, arXiv 2406.00888, Algorithm 1 and Table 5).
+
+    `--method sft` uses the part that concerns it.
+    """
+
+    lora: LoRAConfig = knobs(LoRAConfig(), "lora_")
+    sft: SFTConfig = knobs(SFTConfig(), "sft_")
+    sampling: SamplingConfig = knobs(SamplingConfig(), "")
+    max_steps: int = knob(40, "DPO steps (paper 40)")
+    resample_every: int = knob(10, "K: steps between two rounds of sampling (paper 10)")
+    samples_per_prompt: int = knob(
+        10, "M: completions sampled per demonstration and round (paper 10)"
+    )
+    pairs_per_step: int = knob(
+        24, "comparisons a step, fewer while there is nothing to replay (paper 24)"
+    )
+    expert_fraction: float = knob(0.7, "share of pairs demonstration > newest samples (paper .7)")
+    replay_fraction: float = knob(0.2, "share of pairs demonstration > older samples (paper .2)")
+    inter_model_fraction: float = knob(
+        0.1, "share of pairs newer > older samples (paper .1; its code says noisy)"
+    )
+    beta: float = knob(
+        0.05, "DPO's beta: how far the policy may leave the SFT reference (paper .05)"
+    )
+    learning_rate: float = knob(1e-6, "DPO learning rate, constant after its warm-up (paper 1e-6)")
+    warmup_ratio: float = knob(0.25, "share of the DPO steps that warm up (paper .25)")
+    update_reference: bool = knob(
+        False, "let the reference follow the policy each round (ablation: costs DITTO 24 points)"
+    )
+    label_smoothing: float = knob(0.0, "conservative DPO: share of comparisons taken to be wrong")
+    nll_weight: float = knob(
+        0.0, "adds this times the demonstrations' loss per token, against DPO collapse"
+    )
+    anchors: float = knob(
+        0.0,
+        "adds this times the divergence from the base model on general prompts, in both stages, "
+        "against forgetting; 0: none (not in the paper)",
+    )
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm, in both stages")
+    weight_decay: float = knob(0.0, "AdamW's weight decay, in both stages")
+    max_length: int = knob(
+        2048,
+        "tokens of prompt and completion at most; longer demonstrations are cut (DITTO code 2048)",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 0, f"max_steps must not be negative, not {self.max_steps}")
+        for name in ("resample_every", "samples_per_prompt", "pairs_per_step"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}"
+            )
+        for name, share in self.mix.items():
+            require(0 <= share <= 1, f"{name}_fraction must lie in [0, 1], not {share}")
+        total = sum(self.mix.values())
+        require(abs(total - 1) < 1e-6, f"the three fractions must add up to 1, not {total:g}")
+        require(self.beta > 0, f"beta must be positive, not {self.beta}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+        for name in ("nll_weight", "anchors", "weight_decay"):
+            require(
+                getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
+            )
+        require(
+            0 <= self.label_smoothing < 0.5,
+            f"label_smoothing must lie in [0, .5), not {self.label_smoothing}",
+        )
+        require(self.max_grad_norm > 0, f"max_grad_norm must be positive, not {self.max_grad_norm}")
+        require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    @property
+    def mix(self) -> dict[str, float]:
+        return {
+            "expert": self.expert_fraction,
+            "replay": self.replay_fraction,
+            "inter_model": self.inter_model_fraction,
+        }
+
+    @property
+    def rounds(self) -> int:
+        return -(-self.max_steps // self.resample_every)
+
+    def fitted(self, longest: int) -> DittoConfig:
+        """max_new_tokens = 0 stands for what the demonstrations need, with a quarter to spare.
+
+        `longest` is the number of tokens of the longest one.
+        """
+        if self.sampling.max_new_tokens:
+            return self
+        sampling = dataclasses.replace(self.sampling, max_new_tokens=longest + longest // 4)
+        return dataclasses.replace(self, sampling=sampling)
+
+
+C3PO_LORA = LoRAConfig(rank=64, alpha=128.0, dropout=0.0, target_modules=EVERY_LINEAR)
+
+
+@dataclass(frozen=True)
+class C3POConfig:
+    """C3PO (Stephan et al. 2024, arXiv 2402.10893, equation 5 and appendix B)."""
+
+    lora: LoRAConfig = knobs(C3PO_LORA, "lora_")
+    in_scope_loss: Literal["dpo", "sft"] = knob(
+        "dpo", "dpo: revised answers over baselines; sft: learn the revised answers (SCD)"
+    )
+    epochs: float = knob(1.0, "times that every in-scope pair is seen (paper 1)")
+    pairs_per_step: int = knob(
+        16, "in-scope pairs a step, and as many answers near and out of scope (C3PO code 16)"
+    )
+    beta: float = knob(0.1, "DPO's beta: how far the policy may leave the base model (paper .1)")
+    lambda_out: float = knob(
+        0.2, "weight of the out-of-scope constraint; 0: none (paper .2, its code's sigma_soft)"
+    )
+    lambda_near: float = knob(
+        0.1, "weight of the near-scope constraint; 0: none (paper .1, its code's sigma_hard)"
+    )
+    constraint: Literal["nll", "kl"] = knob(
+        "nll",
+        "nll: the base model's own answers stay likely; kl: its distribution stays (ablation)",
+    )
+    constraint_reduction: Literal["token_mean", "sequence_mean", "sum"] = knob(
+        "token_mean",
+        "token_mean: every token weighs the same (C3PO code); sequence_mean: every answer; "
+        "sum: answers count in full, as in DPO",
+    )
+    learning_rate: float = knob(5e-5, "peak learning rate, cosine decay (paper 5e-5)")
+    warmup_ratio: float = knob(0.05, "share of the steps that warm up (paper .05)")
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm")
+    weight_decay: float = knob(0.0, "AdamW's weight decay")
+    max_length: int = knob(2048, "tokens of prompt and answer at most; longer answers are cut")
+
+    def __post_init__(self) -> None:
+        require(
+            self.lora.dropout == 0,
+            f"lora_dropout must be 0, not {self.lora.dropout}: C3PO compares with the base",
+        )
+        require(self.epochs > 0, f"epochs must be positive, not {self.epochs}")
+        require(
+            self.pairs_per_step >= 1,
+            f"pairs_per_step must be at least 1, not {self.pairs_per_step}",
+        )
+        for name in ("beta", "learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("lambda_out", "lambda_near", "weight_decay"):
+            require(
+                getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
+            )
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+        require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    def fitted(self, longest: int) -> C3POConfig:
+        """Nothing depends on the data's lengths."""
+        return self
+
+    def steps(self, pairs: int) -> int:
+        """How many steps the epochs over so many pairs take; the last one is filled up."""
+        return math.ceil(self.epochs * pairs / min(self.pairs_per_step, pairs))
+
+
+PAPER = DittoConfig()
+
+# Chosen by measurement on development authors; benchmarks/ditto_study.md has what was tried.
+LAPTOP = DittoConfig(
+    lora=LoRAConfig(rank=32, alpha=64.0),
+    sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=2.4),
+    sampling=SamplingConfig(max_new_tokens=0),
+    max_steps=20,
+    resample_every=5,
+    samples_per_prompt=5,
+    pairs_per_step=12,
+    learning_rate=1e-4,
+    nll_weight=0.5,
+    max_length=512,
+)
+RECIPES = {"paper": PAPER, "laptop": LAPTOP}
+C3PO_PAPER = C3POConfig()
+
+# For a small model and dozens of prompts, not hundreds; benchmarks/c3po.md has what was tried.
+C3PO_LAPTOP = C3POConfig(
+    lora=LoRAConfig(rank=16, alpha=32.0, dropout=0.0, target_modules=EVERY_LINEAR),
+    epochs=3.0,
+    pairs_per_step=4,
+    lambda_out=0.06,
+    lambda_near=0.03,
+    constraint="kl",
+    constraint_reduction="sum",
+    learning_rate=1e-3,
+    max_length=512,
+)
+C3PO_RECIPES = {"paper": C3PO_PAPER, "laptop": C3PO_LAPTOP}

@@ -1,0 +1,1 @@
+"""The transformer by hand, its products and its attention."""

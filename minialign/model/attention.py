@@ -1,0 +1,84 @@
+"""Who may look at whom: the two ways in which a flat list of tokens attends.
+
+The model never sees a batch dimension. It is handed N tokens in a row, with their positions, and an
+*attention layout* that knows which of them belong together. So the linear layers, nearly all of the
+work, see real tokens only and no padding, and training, prompt reading and generation share one
+forward pass.
+
+* `PackedAttention`: sequences laid end to end; a completion also sees the prompt of its group
+  (scoring, prefill).
+* `KVCache.step`: one new token per row against that row's cached keys and values (generation).
+
+Shape letters: N tokens in the flat list, H query heads, K key-value heads, Hd head size, L layers,
+B rows, S cache length. A window of W means that a token sees itself and the W - 1 tokens before it,
+counted by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceABC
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minialign.model.block_attention import BlockAttention, blocks_of
+from minialign.model.segments import Segment, causal_mask, heads_first, seen
+
+
+class PackedAttention:
+    """Attention over segments laid end to end; a shared prompt gets all completions' gradients.
+
+    A prefix must be one of the segments. With `record=True` the keys and values of every layer are
+    kept in `self.recorded` for a cache.
+    """
+
+    def __init__(
+        self,
+        segments: SequenceABC[Segment],
+        window: int | None,
+        device: torch.device,
+        record: bool = False,
+    ) -> None:
+        self.segments, self.window = segments, window
+        self.recorded: list[tuple[Tensor, Tensor]] = []
+        self._record = record
+        on_cpu = device.type == "cpu"
+        self._blocks = [blocks_of(s, window, device) for s in segments] if on_cpu else []
+        self._masks = [] if on_cpu else [_mask(s, window, device) for s in segments]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self._record:
+            self.recorded.append((k, v))
+        if self._blocks:
+            return BlockAttention.apply(q, k, v, self.segments, self._blocks)
+        return self.simple(q, k, v)
+
+    def simple(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Segment by segment, differentiated by autograd: what a GPU runs, and the reference."""
+        parts = []
+        for i, segment in enumerate(self.segments):
+            mask = self._masks[i] if self._masks else _mask(segment, self.window, q.device)
+            own = slice(segment.start, segment.stop)
+            out = F.scaled_dot_product_attention(
+                heads_first(q[own]),
+                heads_first(seen(k, segment)),
+                heads_first(seen(v, segment)),
+                attn_mask=mask,
+                is_causal=mask is None,
+                enable_gqa=True,
+            )
+            parts.append(out[0].transpose(0, 1))
+        return torch.cat(parts)  # (N, H, Hd)
+
+
+def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor | None:
+    """Which of prefix and segment a segment's tokens see, (T, P + T).
+
+    None where `is_causal` says the same: it is top-left aligned, so not behind a prefix.
+    """
+    total = segment.prefix_length + segment.stop - segment.start
+    if segment.prefix is None and (window is None or total <= window):
+        return None
+    positions = torch.arange(total, device=device)
+    return causal_mask(positions[segment.prefix_length :], positions, window)

@@ -1,0 +1,1 @@
+"""A model with adapters: `sample` writes, `score` reads."""

@@ -1,0 +1,119 @@
+"""The layer that carries adapters: a frozen linear layer plus a trained product of low rank.
+
+    y = W x + (alpha / rank) B (A dropout(x))        (Hu et al. 2021, arXiv 2106.09685, equation 3)
+
+W is frozen; A starts random and B at zero, so a fresh adapter changes nothing. lora.py puts such
+layers into a model. Shape letters: N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from minialign.model.matmul import Linear, linear, product
+from minialign.policy.knobs import LoRAConfig
+
+
+class LoRALinear(Linear):
+    """A frozen linear layer with named low-rank adapters.
+
+    `weight` keeps its name, so base checkpoints still fit.
+    """
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight = base.weight
+        self.lora_A = nn.ParameterDict()  # name -> (rank, in)
+        self.lora_B = nn.ParameterDict()  # name -> (out, rank)
+        self.configs: dict[str, LoRAConfig] = {}
+        self.active: str | None = None
+        self._unmerged: Tensor | None = None
+        self.train(base.training)  # or a model in evaluation would get layers that drop out
+
+    def add(self, name: str, config: LoRAConfig, generator: torch.Generator | None) -> None:
+        out_features, in_features = self.weight.shape
+        bound = 1 / math.sqrt(in_features)  # PEFT's start for A: kaiming_uniform with a = sqrt(5)
+        start = torch.empty(config.rank, in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A[name] = nn.Parameter(start.to(self.weight.device))
+        self.lora_B[name] = nn.Parameter(
+            torch.zeros(out_features, config.rank, device=self.weight.device)
+        )
+        self.configs[name] = config
+
+    def delta(self, name: str) -> Tensor:
+        """(out, in): what adapter `name` adds to the weight."""
+        config = self.configs[name]
+        return (self.lora_B[name] @ self.lora_A[name]) * (config.alpha / config.rank)
+
+    @property
+    def is_product(self) -> bool:
+        return self.active is None or self.merged
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
+        y = linear(x, self.weight, self.packed)
+        if self.active is None or self.merged:
+            return y
+        config = self.configs[self.active]
+        wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)
+        scale = config.alpha / config.rank
+        return AddUpdate.apply(y, wide, self.lora_A[self.active], self.lora_B[self.active], scale)
+
+    @torch.no_grad()
+    def merge(self) -> int:
+        """Adds the active adapter to the weight.
+
+        Returns how many numbers changed after rounding to the base's type.
+        """
+        if self.active is None or self.merged:
+            return 0
+        merged = (self.weight.float() + self.delta(self.active)).to(self.weight.dtype)
+        self._unmerged = self.weight.data
+        self.weight.data = merged
+        return int((merged != self._unmerged).sum())
+
+    @property
+    def merged(self) -> bool:
+        return self._unmerged is not None
+
+    def unmerge(self) -> None:
+        """Puts the original weight back: the very tensor, so nothing is rounded twice."""
+        if self._unmerged is not None:
+            self.weight.data, self._unmerged = self._unmerged, None
+
+
+class AddUpdate(torch.autograd.Function):
+    """y += s (x A^T) B^T, in place: no (N, out) update is ever held, and only x and x A^T are kept.
+
+    With u = s x A^T, (N, rank):   dB = dy^T u,   du = s dy B,   dA = du^T x,   dx = du A.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        low = product(x, a).mul_(scale)
+        ctx.save_for_backward(x, low, a, b)
+        ctx.scale = scale
+        ctx.mark_dirty(y)
+        return y.addmm_(low, b.t()) if y.dtype == low.dtype else y.add_(product(low, b))
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, None]:
+        x, low, a, b = ctx.saved_tensors
+        wide = grad.to(low.dtype)
+        _, wants_x, wants_a, wants_b, _ = ctx.needs_input_grad
+        grad_low = product(wide, b.t()).mul_(ctx.scale)
+        return (
+            grad,
+            product(grad_low, a.t()) if wants_x else None,
+            product(grad_low.t(), x.t()) if wants_a else None,
+            product(low.t(), wide.t()).t() if wants_b else None,
+            None,
+        )

@@ -1,0 +1,44 @@
+"""Adapters merged into the base weights, and taken out again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from minialign.policy.adapters import lora_layers
+
+
+def merge_adapter(model: nn.Module) -> float:
+    """Adds the active adapter to the base weights. Returns the share of those weights that changed.
+
+    Tiny updates can vanish when the sum is rounded to a half type: a share well below 1 says so.
+    """
+    layers = [layer for layer in lora_layers(model).values() if layer.active]
+    changed = sum(layer.merge() for layer in layers)
+    return changed / max(1, sum(layer.weight.numel() for layer in layers))
+
+
+def unmerge_adapter(model: nn.Module) -> None:
+    """Undoes `merge_adapter`, bit for bit."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+@contextmanager
+def merged_adapter(model: nn.Module) -> Iterator[None]:
+    """Within the context the active adapter costs nothing; the weights come back bit for bit.
+
+    Over a base of a half type it stays as it is: rounding the sum would lose small updates, and
+    what is sampled would not be the policy. An inner context leaves it to the outer one.
+    """
+    inner = any(layer.merged for layer in lora_layers(model).values())
+    if not inner and next(model.parameters()).dtype == torch.float32:
+        merge_adapter(model)
+    try:
+        yield
+    finally:
+        if not inner:
+            unmerge_adapter(model)

@@ -1,0 +1,63 @@
+"""The verb that reads: the summed log-probability of completions, differentiable and fused.
+
+Sequences are packed end to end without padding. Within a call each distinct prompt is computed once
+and seen by all its completions, each distinct sequence is scored once, and only positions that
+predict a completion token reach the head.
+
+Shape letters: N packed tokens, S distinct sequences, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceABC
+
+import torch
+from torch import Tensor
+
+from minialign.data.records import Sequence
+from minialign.fused import linear_kl, linear_logps
+from minialign.model.attention import PackedAttention
+from minialign.model.transformer import CausalLM
+from minialign.policy.packing import Packed
+from minialign.policy.reference import reference_policy
+
+
+def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
+    """log pi(completion | prompt), summed over the completion's tokens.
+
+    A differentiable (len(sequences),) in float32.
+
+    Equal to gathering `log_softmax(model.logits(...))` sequence by sequence. An empty completion
+    scores 0.
+    """
+    packed = Packed.of(sequences)
+    if not packed.targets:
+        return torch.zeros(len(sequences), device=model.device)
+    targets = torch.tensor(packed.targets, device=model.device)
+    logps = linear_logps(_predictors(model, packed), model.lm_head.weight, targets)
+    return packed.sums(logps)
+
+
+def divergence(model: CausalLM, sequences: SequenceABC[Sequence], reference: str | None) -> Tensor:
+    """KL(reference || policy) of each next token, summed over a completion's tokens.
+
+    Exact: over the whole vocabulary, at the completion's own positions. The reference is an
+    adapter, or the base model for None. A differentiable (len(sequences),) in float32.
+    """
+    packed = Packed.of(sequences)
+    if not packed.targets:
+        return torch.zeros(len(sequences), device=model.device)
+    with reference_policy(model, reference):
+        theirs = _predictors(model, packed)
+    return packed.sums(linear_kl(_predictors(model, packed), theirs, model.lm_head.weight))
+
+
+def _predictors(model: CausalLM, packed: Packed) -> Tensor:
+    """The hidden states that predict `packed.targets`, (N, D)."""
+    device = model.device
+    attend = PackedAttention(packed.segments, model.config.sliding_window, device)
+    ids, positions = (
+        torch.tensor(packed.ids, device=device),
+        torch.tensor(packed.positions, device=device),
+    )
+    return model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]

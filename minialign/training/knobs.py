@@ -1,0 +1,79 @@
+"""What a training run needs besides the knobs of its method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minialign.data.knobs import knob, require
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What train.py needs besides the method's knobs."""
+
+    method: Literal["ditto", "sft", "spin", "c3po", "dpo", "sft-weighted"] = knob(
+        "ditto",
+        "from --demos: ditto (SFT, then rounds of sampling and DPO), sft (its first part alone), "
+        "spin (self-play); from --data: c3po, and its baselines dpo (no constraint), sft (revised "
+        "answers alone), sft-weighted (with the constraints)",
+    )
+    demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
+    test: str = knob(
+        "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
+    )
+    data: str = knob(
+        "",
+        "a folder of feedback: feedback.json and a file of prompts a scope; several, to learn at "
+        "once, with commas between; or preference pairs, JSON Lines of {prompt, chosen, rejected}, "
+        "for dpo and sft",
+    )
+    feedback: str = knob(
+        "",
+        "or a sentence, of which such a folder is made first, by the model that is trained: "
+        "sample.py --feedback has more to choose",
+    )
+    init_adapter: str = knob("", "go on from this run's or folder's adapter (with --data)")
+    out: str = knob("", "run folder; by default runs/NAME of --demos or --data")
+    model: str = knob(
+        "",
+        "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct",
+    )
+    revision: str = knob("", "the hub's branch, tag or commit")
+    recipe: Literal["auto", "paper", "laptop"] = knob(
+        "auto", "the knobs to start from; auto: paper on a GPU, else laptop"
+    )
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "of the base model; adapters are float32"
+    )
+    seed: int = knob(0, "the same seed gives the same run")
+    micro_batch_tokens: int = knob(
+        1024,
+        "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",
+    )
+    activation_checkpointing: Literal["none", "cheap", "full"] = knob(
+        "cheap",
+        "what the backward pass computes again: nothing; what is cheap; or whole layers, for half "
+        "more time and a tenth of the memory",
+    )
+    prompt: str = knob(
+        "", "what is answered before and after; by default the first held-out prompt"
+    )
+    sweep: tuple[str, ...] = knob(
+        (),
+        "KNOB=VALUE,VALUE: a run for each value (again --sweep: each combination), in folders of "
+        "their own in --out",
+    )
+    resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
+    overwrite: bool = knob(False, "replace the run that --out holds")
+    inspect: bool = knob(
+        False, "print a demonstration's or pair's exact tokens, which are trained on, and exit"
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.micro_batch_tokens >= 1,
+            f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
+        )
+        require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")

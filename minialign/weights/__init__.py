@@ -1,0 +1,1 @@
+"""A name becomes files, a model and a tokenizer, and back."""

@@ -1,0 +1,39 @@
+"""What answers show by themselves: ends, lengths, collapse, repetition, copies."""
+
+from __future__ import annotations
+
+import pytest
+
+from minialign.evaluation.texts import distinct_n, repetition, text_figures
+from minialign.policy.sample import Completion
+
+
+def completion(text: str, stopped: bool = True) -> Completion:
+    ids = tuple(range(len(text.split())))
+    return Completion(text, ids, 0.0, "stop" if stopped else "length")
+
+
+def test_distinct_n_is_1_without_a_repeat_and_falls_when_answers_are_alike() -> None:
+    assert distinct_n(["a b c", "d e f"], 2) == 1
+    assert distinct_n(["a b c", "A b c"], 2) == 0.5  # over all answers, case aside
+    assert distinct_n(["a a a a a"], 2) == 0.25
+    assert distinct_n(["a", ""], 2) == 0  # nothing to count
+
+
+def test_repetition_is_within_an_answer() -> None:
+    assert repetition("one two three four five six") == 0
+    assert repetition("on and on and on and on and") == pytest.approx(1 - 2 / 5)
+    assert repetition("too short") == 0
+
+
+def test_figures_are_means_over_all_answers_of_all_prompts() -> None:
+    demonstration = "one two three four five six seven eight nine"
+    answers = [
+        [completion(demonstration), completion("quite another text, new and short", False)],
+        [completion("a b"), completion("c d e f g h i j k l", False)],
+    ]
+    found = text_figures(answers, [demonstration])
+    assert found.stops == 0.5
+    assert found.mean_tokens == (9 + 6 + 2 + 10) / 4
+    assert found.distinct_2 == 1 and found.repetition == 0
+    assert found.copied == pytest.approx(0.25)
