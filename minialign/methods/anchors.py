@@ -6,7 +6,7 @@ also holds the policy's distribution on a few of these answers to the base model
 
     loss + weight KL(base || policy),   nats per token of the anchors
 
-That is C3PO's out-of-scope constraint in its exact form (`scoring.divergence`), and unlike the
+That is C3PO's out-of-scope constraint in its exact form (`policy.score.divergence`), and unlike the
 likelihood of so few answers it cannot be overfitted: where the policy has not moved it is 0.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
 
+from minialign.data.general import general_prompts
 from minialign.data.records import Sequence
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
@@ -25,7 +26,8 @@ from minialign.policy.score import divergence
 from minialign.training.dealing import deal
 from minialign.training.run import Run
 
-ANSWERS, TOKENS, PER_STEP = 48, 96, 4  # prompts that are asked, of an answer, in a step
+# Prompts that are asked, tokens of an answer, anchors in a step.
+ANSWERS, TOKENS, PER_STEP = 48, 96, 4
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,23 @@ class Anchors:
     weight: float
 
     @classmethod
-    def written(
+    def written(cls, model: CausalLM, weight: float, max_length: int, run: Run) -> Anchors:
+        """Lets the base model answer general prompts that are shorter than `max_length` tokens.
+
+        The same run has the same anchors, resumed or not.
+        """
+        if not weight or run.tokenizer is None:
+            return cls([], 0.0)
+        texts = general_prompts(ANSWERS, run.seed, "anchors")
+        prompts = [tuple(run.tokenizer.encode_prompt(text)) for text in texts]
+        return cls.to(model, [p for p in prompts if len(p) < max_length], weight, run)
+
+    @classmethod
+    def to(
         cls, model: CausalLM, prompts: SequenceABC[tuple[int, ...]], weight: float, run: Run
     ) -> Anchors:
-        """Lets the base model answer. The same run has the same anchors, resumed or not."""
-        if not weight or not prompts:
+        """The base model's answers to these prompts."""
+        if not prompts:
             return cls([], 0.0)
         seed = run.derive_seed("anchors", 0)
         with run.phase("sample"), reference_policy(model, None):
@@ -52,13 +66,13 @@ class Anchors:
         """Adds their gradient to a step's; returns the divergence, unweighted, as a metric."""
         if not self.weight:
             return {}
-        batch = deal(
-            self.sequences, PER_STEP, step, f"{run.derive_seed(f'anchors/{stage}', 0)}/sft"
-        )
+        order = run.derive_seed(f"anchors/{stage}", 0)
+        batch = deal(self.sequences, PER_STEP, step, f"{order}/sft")
         tokens = sum(len(sequence.completion_ids) for sequence in batch)
         total = 0.0
         training = model.training
-        model.eval()  # the base is compared without dropout
+        # The base is compared without dropout.
+        model.eval()
         for part in micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens):
             loss = divergence(model, part, None).sum() / tokens
             (self.weight * loss).backward()

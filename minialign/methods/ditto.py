@@ -24,6 +24,7 @@ Where this differs from the paper or from the official code (SALT-NLP/demonstrat
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence as SequenceABC
 
@@ -33,93 +34,100 @@ from torch import Tensor
 from minialign.data.records import Sequence
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.anchors import Anchors
+from minialign.methods.cards import UNSEEN
 from minialign.methods.knobs import DittoConfig
+from minialign.methods.lessons import Work
 from minialign.methods.pool import Comparison, ComparisonPool
 from minialign.methods.sft import ADAPTER as SFT
-from minialign.methods.sft import NO_ANCHORS, nats_per_token, train_sft
+from minialign.methods.sft import Demonstrated, tokens_in_flight
+from minialign.methods.sft import train as train_sft
+from minialign.methods.sft import work as sft_work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import copy_adapter, trainable_parameters
+from minialign.policy.measure import nats_per_token
 from minialign.policy.packing import distinct_tokens, micro_batches
 from minialign.policy.peft import adapter_state, load_adapter_state
 from minialign.policy.reference_scores import ReferenceScores
-from minialign.policy.sample import sample
+from minialign.policy.sample import Completion, sample
 from minialign.policy.score import score
 from minialign.training.optimizer import Optimizer, constant_with_warmup
 from minialign.training.run import Run
 from minialign.training.state import Parts
 
 ADAPTER = "ditto"
-FOLLOWER = "reference"  # with `update_reference`: what the policy was when the round began
-UNSEEN = "eval/nats_per_token"
+# With `update_reference`: what the policy was when the round began.
+FOLLOWER = "reference"
+SAMPLES = "samples.jsonl"
 
 
-def train_ditto(
+def train(
     model: CausalLM,
-    demonstrations: SequenceABC[Sequence],
-    config: DittoConfig,
+    lessons: Demonstrated,
+    knobs: DittoConfig,
     run: Run,
-    held_out: SequenceABC[Sequence] = (),
-    anchors: Anchors = NO_ANCHORS,
+    anchors: Anchors | None = None,
     name: str = ADAPTER,
 ) -> None:
     """Trains a new adapter `name` on a model whose active adapter is a fresh "sft"; in place.
 
     Both stay in the model, the new one active. Samples, metrics and what `--resume` needs are kept
-    in `run`.
+    in `run`. `anchors` are written here if `knobs.anchors` asks for them and none are handed over.
     """
-    train_sft(model, demonstrations, config, run, held_out, anchors)
-    if config.update_reference:
+    if anchors is None:
+        anchors = Anchors.written(model, knobs.anchors, knobs.max_length, run)
+    train_sft(model, lessons, knobs, run, anchors)
+    if knobs.update_reference:
         copy_adapter(model, SFT, FOLLOWER)
     copy_adapter(model, SFT, name)
-    reference = ReferenceScores(model, FOLLOWER if config.update_reference else SFT)
-    pool = ComparisonPool(demonstrations)
+    reference = ReferenceScores(model, FOLLOWER if knobs.update_reference else SFT)
+    pool = ComparisonPool(lessons.train)
     optimizer = Optimizer(
         trainable_parameters(model),
-        config.learning_rate,
+        knobs.learning_rate,
         constant_with_warmup,
-        total_steps=config.max_steps,
-        warmup_ratio=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        total_steps=knobs.max_steps,
+        warmup_ratio=knobs.warmup_ratio,
+        weight_decay=knobs.weight_decay,
+        max_grad_norm=knobs.max_grad_norm,
     )
-    parts = Parts(model, optimizer, pool, reference)
+    parts = Parts(model, optimizer=optimizer, pool=pool, reference=reference)
     first = run.restore(name, parts) or 0
-    model.eval()  # no dropout: the policy must be comparable with its reference
-    for step in run.steps(name, first, config.max_steps, parts):
-        if len(pool.rounds) <= step // config.resample_every:
-            if config.update_reference:
+    # No dropout: the policy must be comparable with its reference.
+    model.eval()
+    for step in run.steps(name, first, knobs.max_steps, parts):
+        if len(pool.rounds) <= step // knobs.resample_every:
+            if knobs.update_reference:
                 load_adapter_state(model, FOLLOWER, adapter_state(model, name), name)
             with run.phase("sample"):
-                pool.add_round(_sample_round(model, pool, config, run))
-            run.write_samples(pool, reference)
-        pairs = pool.draw(
-            config.pairs_per_step, config.mix, random.Random(f"{run.seed}/pairs/{step}")
-        )
+                pool.add_round(_sample_round(model, pool, knobs, run))
+            run.write_lines(SAMPLES, pool.records(reference, run.tokenizer))
+        rng = random.Random(f"{run.seed}/pairs/{step}")
+        pairs = pool.draw(knobs.pairs_per_step, knobs.mix, rng)
         with run.phase("train"):
-            metrics = preference_step(model, pairs, reference, config, run.micro_batch_tokens)
+            metrics = preference_step(model, pairs, reference, knobs, run.micro_batch_tokens)
             metrics |= anchors.backward(model, name, step, run) | optimizer.step(step)
-        ends_round = (step + 1) % config.resample_every == 0 or step + 1 == config.max_steps
+        ends_round = (step + 1) % knobs.resample_every == 0 or step + 1 == knobs.max_steps
         if ends_round:
-            metrics |= _held_out_metrics(model, held_out, reference, config, run)
+            metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
         run.log(name, step, metrics)
         if ends_round:
             run.say(f"round {len(pool.rounds)}", _summary(pool, metrics), metrics.get(UNSEEN))
-    run.write_samples(pool, reference)
+    run.write_lines(SAMPLES, pool.records(reference, run.tokenizer))
 
 
 def _sample_round(
-    model: CausalLM, pool: ComparisonPool, config: DittoConfig, run: Run
-) -> list[list]:
+    model: CausalLM, pool: ComparisonPool, knobs: DittoConfig, run: Run
+) -> list[list[Completion]]:
     prompts = [demonstration.prompt_ids for demonstration in pool.demonstrations]
     seed = run.derive_seed("round", len(pool.rounds))
     return sample(
         model,
         prompts,
-        config.samples_per_prompt,
-        config.sampling,
+        knobs.samples_per_prompt,
+        knobs.sampling,
         seed=seed,
         on_token=run.sampling_progress(
-            len(pool.rounds) + 1, len(prompts) * config.samples_per_prompt
+            len(pool.rounds) + 1, len(prompts) * knobs.samples_per_prompt
         ),
     )
 
@@ -128,7 +136,7 @@ def preference_step(
     model: CausalLM,
     pairs: list[Comparison],
     reference: ReferenceScores,
-    config: DittoConfig,
+    knobs: DittoConfig,
     micro_batch_tokens: int,
 ) -> dict[str, float]:
     """Accumulates the gradient of a step, part by part; returns its metrics."""
@@ -150,15 +158,15 @@ def preference_step(
             policy_logps[rejected],
             reference_logps[chosen],
             reference_logps[rejected],
-            beta=config.beta,
-            label_smoothing=config.label_smoothing,
+            beta=knobs.beta,
+            label_smoothing=knobs.label_smoothing,
         )
         loss = preference.losses.sum() / len(pairs)
         if shown_tokens:
             own = [place[sequence] for sequence in sequences if sequence in shown]
             shown -= {*sequences}  # where a prompt's texts are cut, a demonstration stands in each
             part_nll = sft_loss(policy_logps[own], shown_tokens)
-            loss = loss + config.nll_weight * part_nll
+            loss = loss + knobs.nll_weight * part_nll
             nll += part_nll.item()
         loss.backward()
         parts.append(
@@ -182,7 +190,7 @@ def preference_step(
         "logps/chosen": float(chosen_logps.mean()),
         "logps/rejected": float(rejected_logps.mean()),
         "tokens": distinct_tokens(s for pair in pairs for s in (pair.chosen, pair.rejected)),
-        **{f"pairs/{kind}": sum(pair.kind == kind for pair in pairs) for kind in config.mix},
+        **{f"pairs/{kind}": sum(pair.kind == kind for pair in pairs) for kind in knobs.mix},
     }
 
 
@@ -190,7 +198,7 @@ def _held_out_metrics(
     model: CausalLM,
     held_out: SequenceABC[Sequence],
     reference: ReferenceScores,
-    config: DittoConfig,
+    knobs: DittoConfig,
     run: Run,
 ) -> dict[str, float]:
     """Training pairs are soon told apart by heart; unseen texts show what was learned."""
@@ -201,7 +209,7 @@ def _held_out_metrics(
     assert nats is not None
     parts = micro_batches(held_out, lambda sequence: (sequence,), run.micro_batch_tokens)
     reference_sum = sum(float(reference(part).sum()) for part in parts)
-    reward = config.beta * (-nats * tokens - reference_sum) / len(held_out)
+    reward = knobs.beta * (-nats * tokens - reference_sum) / len(held_out)
     return {UNSEEN: nats, "eval/rewards": reward}
 
 
@@ -213,4 +221,32 @@ def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
     return (
         f"{len(answers)} answers, {ended} of them ended by themselves; "
         f"loss {metrics['loss']:.2f}, margin {margin:.2f}"
+    )
+
+
+def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int, title: str = "DITTO") -> Work:
+    """`tokens` are those that a micro-batch may hold."""
+    warm_start, demonstrations = sft_work(lessons, knobs, tokens), lessons.train
+    mean, new = sum(map(len, demonstrations)) / len(demonstrations), knobs.sampling.max_new_tokens
+    samples = len(demonstrations) * knobs.samples_per_prompt
+    written = knobs.rounds * samples * new
+    texts = min(len(demonstrations), knobs.pairs_per_step) * mean + knobs.pairs_per_step * new
+    compared = round(knobs.max_steps * texts)
+    rounds = f"{knobs.rounds} rounds of {samples} answers of at most {new} tokens;"
+    steps = (
+        f"{knobs.max_steps} steps of {knobs.pairs_per_step} comparisons, "
+        f"learning rate {knobs.learning_rate:g}, beta {knobs.beta:g}"
+    )
+    return dataclasses.replace(
+        warm_start,
+        read=warm_start.read + compared,
+        referred=min(written, compared),
+        largest=tokens_in_flight(demonstrations, tokens, samples=knobs.pairs_per_step, new=new),
+        written=written,
+        samples=samples,
+        longest=max(len(sequence.prompt_ids) for sequence in demonstrations) + new,
+        sampling=knobs.sampling,
+        references=1,
+        stages=[*warm_start.stages, (title, rounds), ("", steps)],
+        tokens=f"{warm_start.tokens}, at most {written:,} written and {compared:,} compared",
     )

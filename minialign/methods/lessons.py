@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
+
+from minialign.data.records import Sequence
+from minialign.policy.knobs import SamplingConfig
 
 T = TypeVar("T")
 
@@ -12,7 +16,7 @@ T = TypeVar("T")
 class Lessons(Generic[T]):
     """What is learned from, in token ids, and what is kept apart to see how well.
 
-    Of demonstrations each is a list of Example; of feedback and of preference pairs, ScopedExamples.
+    Of demonstrations each is a list of Example; of feedback and preference pairs, ScopedExamples.
     """
 
     train: T
@@ -21,11 +25,11 @@ class Lessons(Generic[T]):
 
 @dataclass(frozen=True)
 class Part:
-    """A run of tokens as `--inspect` shows it: those from `trained_from` on are trained on."""
+    """A run of tokens as `--inspect` shows it: those from place `trained_from` on are trained on."""
 
     name: str
     ids: tuple[int, ...]
-    first: int  # the place of the first one
+    first: int
     trained_from: int
 
 
@@ -33,18 +37,27 @@ class Part:
 class Work:
     """What a method will compute, at most: it may stop early, and answers may end by themselves.
 
-    Counts are of tokens. The plan makes seconds and bytes of them.
+    Counts are of tokens; the plan makes seconds and bytes of them.
     """
 
-    read: int  # by the policy, with a gradient
-    referred: int  # by the reference, without one
-    largest: int  # in flight at a time
-    probe: list  # of Examples on which the speed is measured
-    written: int = 0  # by the sampler
-    samples: int = 0  # completions a round
-    longest: int = 0  # of a prompt and its sample
-    references: int = 0  # adapters that are held besides the one that is trained
-    stages: list[tuple[str, str]] = field(default_factory=list)  # rows of the plan
-    tokens: str = ""  # the plan's words for the counts
+    # read by the policy, with a gradient
+    read: int
+    # read by the reference, without one
+    referred: int
+    # in flight at a time
+    largest: int
+    # texts on which the speed is measured
+    probe: SequenceABC[Sequence]
+    # written by the sampler, in rounds of so many completions, each behind a prompt so long in all
+    written: int = 0
+    samples: int = 0
+    longest: int = 0
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # adapters that are held besides the one that is trained
+    references: int = 0
+    # rows of the plan, and its words for the counts
+    stages: list[tuple[str, str]] = field(default_factory=list)
+    tokens: str = ""
     warnings: list[str] = field(default_factory=list)
-    shown: tuple[str, list[Part]] = ("", [])  # --inspect: counts, and the first lesson's parts
+    # what --inspect shows
+    shown: list[Part] = field(default_factory=list)

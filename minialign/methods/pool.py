@@ -10,10 +10,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence as SequenceABC
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from minialign.data.records import Sequence
+from minialign.policy.packing import ragged, rows_of
+from minialign.policy.reference_scores import ReferenceScores
+from minialign.weights.tokenizer import Tokenizer
 from minialign.policy.sample import Completion
 
 Kind = Literal["expert", "replay", "inter_model"]
@@ -124,16 +130,44 @@ class ComparisonPool:
         distinct = dict.fromkeys((a, b) for a, b in pairs if a != b and b not in self._best)
         return [Comparison(kind, index, chosen, rejected) for chosen, rejected in distinct]
 
-    def state(self) -> list[list[list[dict[str, Any]]]]:
-        return [
-            [[asdict(s.completion) for s in group] for group in groups] for groups in self.rounds
-        ]
+    def state(self) -> dict[str, Tensor]:
+        """Every sample of every round, in order."""
+        completions = [sample.completion for sample in self.samples]
+        ids, lengths = ragged([completion.ids for completion in completions])
+        counts, groups = ragged([[len(group) for group in groups] for groups in self.rounds])
+        return {
+            **{"ids": ids, "lengths": lengths, "counts": counts, "groups": groups},
+            "logprobs": torch.tensor([c.logprob for c in completions], dtype=torch.float64),
+            "ended": torch.tensor([c.finish_reason == "stop" for c in completions]).bool(),
+        }
 
-    def load_state(self, state: list[list[list[dict[str, Any]]]]) -> None:
-        for groups in state:
-            self.add_round(
-                [[Completion(**{**c, "ids": tuple(c["ids"])}) for c in group] for group in groups]
-            )
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        logprobs, ended = state["logprobs"].tolist(), state["ended"].tolist()
+        ids = rows_of(state["ids"], state["lengths"])
+        samples = iter(
+            Completion("", own, logprob, "stop" if stopped else "length")
+            for own, logprob, stopped in zip(ids, logprobs, ended, strict=True)
+        )
+        for counts in rows_of(state["counts"], state["groups"]):
+            self.add_round([[next(samples) for _ in range(count)] for count in counts])
+
+    def records(self, reference: ReferenceScores, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+        """A line a sample for samples.jsonl.
+
+        `reference_logp` is None while a sample has not stood in a comparison.
+        """
+        return [
+            {
+                "round": sample.round,
+                "demonstration": sample.demonstration,
+                "text": tokenizer.decode(sample.completion.ids) if tokenizer else "",
+                "ids": list(sample.completion.ids),
+                "finish_reason": sample.completion.finish_reason,
+                "logprob": sample.completion.logprob,
+                "reference_logp": reference.known.get(sample.sequence),
+            }
+            for sample in self.samples
+        ]
 
 
 def shares(count: int, fractions: SequenceABC[float]) -> list[int]:

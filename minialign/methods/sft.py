@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceABC
 
-import torch
-
 from minialign.data.records import Sequence
 from minialign.losses import sft_loss
 from minialign.methods.anchors import Anchors
+from minialign.methods.cards import UNSEEN
 from minialign.methods.knobs import DittoConfig
+from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
-from minialign.policy.packing import micro_batches
-from minialign.policy.reference import reference_policy
+from minialign.policy.measure import nats_per_token
+from minialign.policy.packing import by_prompt, micro_batches
 from minialign.policy.score import score
 from minialign.training.dealing import deal
 from minialign.training.optimizer import Optimizer, cosine_with_warmup
@@ -25,82 +25,116 @@ from minialign.training.run import Run
 from minialign.training.state import Parts
 
 ADAPTER = "sft"
-NO_ANCHORS = Anchors([], 0.0)
+Demonstrated = Lessons[list[Sequence]]
 
 
-def train_sft(
+def train(
     model: CausalLM,
-    demonstrations: SequenceABC[Sequence],
-    config: DittoConfig,
+    lessons: Demonstrated,
+    knobs: DittoConfig,
     run: Run,
-    held_out: SequenceABC[Sequence] = (),
-    anchors: Anchors = NO_ANCHORS,
+    anchors: Anchors | None = None,
 ) -> None:
     """Minimises the demonstrations' loss per token, until `stop_loss` or `max_steps` is reached.
 
     Trains the model's active adapter, in place. The held-out loss is logged once, at the end.
+    `anchors` are written here if `knobs.anchors` asks for them and none are handed over.
     """
-    knobs = config.sft
-    if knobs.train_on_prompt:
+    sft, demonstrations = knobs.sft, lessons.train
+    if sft.train_on_prompt:
         demonstrations = [_with_prompt(sequence) for sequence in demonstrations]
+    if anchors is None:
+        anchors = Anchors.written(model, knobs.anchors, knobs.max_length, run)
     optimizer = Optimizer(
         trainable_parameters(model),
-        knobs.learning_rate,
+        sft.learning_rate,
         cosine_with_warmup,
-        total_steps=knobs.max_steps,
-        warmup_ratio=knobs.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        total_steps=sft.max_steps,
+        warmup_ratio=sft.warmup_ratio,
+        weight_decay=knobs.weight_decay,
+        max_grad_norm=knobs.max_grad_norm,
     )
-    parts = Parts(model, optimizer)
-    first = run.restore("sft", parts)
+    parts = Parts(model, optimizer=optimizer)
+    first = run.restore(ADAPTER, parts)
     if first is None:
         return
     model.train()
     losses: list[float] = []
-    for step in run.steps("sft", first, knobs.max_steps, parts):
-        batch = deal(demonstrations, knobs.batch_size, step, f"{run.seed}/sft")
-        total = sum(len(sequence.completion_ids) for sequence in batch)
-        run.seed_step("sft", step)  # for dropout
-        loss = 0.0
+    for step in run.steps(ADAPTER, first, sft.max_steps, parts):
+        batch = deal(demonstrations, sft.batch_size, step, f"{run.seed}/sft")
+        # Dropout draws from torch's global generator.
+        run.seed_step(ADAPTER, step)
         with run.phase("train"):
-            for part in micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens):
-                part_loss = sft_loss(score(model, part), total)
-                part_loss.backward()
-                loss += part_loss.item()
-            measured = anchors.backward(model, "sft", step, run) | optimizer.step(step)
-        run.log("sft", step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
+            loss = _backward(model, batch, run.micro_batch_tokens)
+            measured = anchors.backward(model, ADAPTER, step, run) | optimizer.step(step)
+        run.log(ADAPTER, step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
         losses.append(loss)
-        if loss < knobs.stop_loss:
+        if loss < sft.stop_loss:
             break
     model.eval()
-    unseen = nats_per_token(model, held_out, run.micro_batch_tokens)
-    run.log_summary("sft", {"eval/nats_per_token": unseen})
+    unseen = nats_per_token(model, lessons.held_out, run.micro_batch_tokens)
+    run.log_summary(ADAPTER, {UNSEEN: unseen})
     if losses:
         text = f"{len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f} nats per token"
         run.say("SFT", text, unseen)
 
 
-def nats_per_token(
-    model: CausalLM, sequences: SequenceABC[Sequence], max_tokens: int
-) -> float | None:
-    """The loss per token of texts that were not trained on; None if there are none."""
-    if not sequences:
-        return None
-    total = 0.0
-    with torch.no_grad():
-        for part in micro_batches(sequences, lambda sequence: (sequence,), max_tokens):
-            total -= float(score(model, part).sum())
-    return total / sum(len(sequence.completion_ids) for sequence in sequences)
-
-
-def adapter_nats_per_token(
-    model: CausalLM, adapter: str | None, sequences: SequenceABC[Sequence], max_tokens: int
-) -> float | None:
-    with reference_policy(model, adapter):
-        return nats_per_token(model, sequences, max_tokens)
+def _backward(model: CausalLM, batch: list[Sequence], micro_batch_tokens: int) -> float:
+    """Accumulates the gradient of a step, part by part; returns its loss."""
+    total = sum(len(sequence.completion_ids) for sequence in batch)
+    loss = 0.0
+    for part in micro_batches(batch, lambda sequence: (sequence,), micro_batch_tokens):
+        part_loss = sft_loss(score(model, part), total)
+        part_loss.backward()
+        loss += part_loss.item()
+    return loss
 
 
 def _with_prompt(sequence: Sequence) -> Sequence:
     """All but the very first token of the prompt becomes something to predict."""
     return Sequence(sequence.prompt_ids[:1], sequence.prompt_ids[1:] + sequence.completion_ids)
+
+
+# ---- what it will cost, and what it trains on ----
+
+
+def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
+    """`tokens` are those that a micro-batch may hold."""
+    demonstrations, sft = lessons.train, knobs.sft
+    mean = sum(map(len, demonstrations)) / len(demonstrations)
+    read = round(sft.max_steps * min(sft.batch_size, len(demonstrations)) * mean)
+    row = (
+        f"at most {sft.max_steps} steps, learning rate {sft.learning_rate:g}, "
+        f"until the loss is {sft.stop_loss:g}"
+    )
+    return Work(
+        read=read,
+        referred=0,
+        largest=tokens_in_flight(demonstrations, tokens, samples=0, new=0),
+        probe=demonstrations,
+        stages=[("SFT", row)],
+        tokens=f"{read:,} tokens of SFT",
+        shown=_shown(demonstrations[0], sft.train_on_prompt),
+    )
+
+
+def tokens_in_flight(
+    demonstrations: SequenceABC[Sequence], budget: int, *, samples: int, new: int
+) -> int:
+    """A micro-batch, which one prompt's texts may double, or one comparison if that is more.
+
+    `samples` of at most `new` tokens stand in a step beside the demonstrations.
+    """
+    groups = by_prompt(demonstrations, lambda sequence: sequence).values()
+    share = max(map(len, groups)) / len(demonstrations)
+    largest = max(sum(map(len, group)) for group in groups) + -(-samples * share // 1) * new
+    item = max(map(len, demonstrations)) + new
+    return max(budget, int(min(largest, 2 * budget)), item)
+
+
+def _shown(sequence: Sequence, prompt_is_trained: bool) -> list[Part]:
+    after = len(sequence.prompt_ids)
+    return [
+        Part("prompt", sequence.prompt_ids, 0, 1 if prompt_is_trained else after),
+        Part("completion", sequence.completion_ids, after, after),
+    ]

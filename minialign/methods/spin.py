@@ -7,38 +7,42 @@ models. SPIN is run after SFT, as the DITTO paper does (arXiv 2406.00888, sectio
 DITTO's rounds, steps and samples, so that the two differ in nothing else.
 
 With DITTO's vocabulary that is its loop with another mix and a reference that follows: the loss is
-DPO's with the opponent as the reference (`losses.spin_loss`).
+DPO's with the opponent as the reference (`losses.spin_loss`). The card fixes these knobs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence as SequenceABC
 
-from minialign.data.records import Sequence
+from minialign.data.records import DEMONSTRATIONS
+from minialign.methods import ditto
 from minialign.methods.anchors import Anchors
-from minialign.methods.cards import DEMONSTRATION_METHODS
-from minialign.methods.ditto import train_ditto
+from minialign.methods.cards import card_of
 from minialign.methods.knobs import DittoConfig
-from minialign.methods.sft import NO_ANCHORS
+from minialign.methods.lessons import Work
+from minialign.methods.sft import Demonstrated
 from minialign.model.transformer import CausalLM
 from minialign.training.run import Run
 
 ADAPTER = "spin"
 
 
-def train_spin(
+def train(
     model: CausalLM,
-    demonstrations: SequenceABC[Sequence],
-    config: DittoConfig,
+    lessons: Demonstrated,
+    knobs: DittoConfig,
     run: Run,
-    held_out: SequenceABC[Sequence] = (),
-    anchors: Anchors = NO_ANCHORS,
+    anchors: Anchors | None = None,
 ) -> None:
     """Trains a new adapter "spin" on a model whose active adapter is a fresh "sft"; in place."""
-    train_ditto(model, demonstrations, as_spin(config), run, held_out, anchors, ADAPTER)
+    ditto.train(model, lessons, as_spin(knobs), run, anchors, ADAPTER)
 
 
-def as_spin(config: DittoConfig) -> DittoConfig:
+def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
+    """`tokens` are those that a micro-batch may hold."""
+    return ditto.work(lessons, as_spin(knobs), tokens, "SPIN")
+
+
+def as_spin(knobs: DittoConfig) -> DittoConfig:
     """The same knobs, with SPIN's comparisons and its reference."""
-    return dataclasses.replace(config, **DEMONSTRATION_METHODS["spin"])
+    return dataclasses.replace(knobs, **card_of(ADAPTER, DEMONSTRATIONS).fixed)

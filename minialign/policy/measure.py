@@ -25,10 +25,12 @@ from minialign.policy.score import divergence, score
 
 
 def nats_per_token(
-    model: CausalLM, adapter: str | None, held_out: SequenceABC[Sequence], max_tokens: int
-) -> float:
-    with reference_policy(model, adapter):
-        total = float(scores(model, held_out, max_tokens).sum())
+    model: CausalLM, held_out: SequenceABC[Sequence], max_tokens: int
+) -> float | None:
+    """The loss per token of texts that were not trained on; None if there are none."""
+    if not held_out:
+        return None
+    total = float(scores(model, held_out, max_tokens).sum())
     return -total / sum(len(sequence.completion_ids) for sequence in held_out)
 
 

@@ -129,3 +129,14 @@ def _within(
             tokens = len(next(iter(sequences)).prompt_ids)
         part, held, tokens = [*part, item], held | sequences, tokens + more
     yield part, tokens
+
+
+def ragged(rows: SequenceABC[SequenceABC[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of numbers as tensors that can be saved: all numbers, and the length of each row (R,)."""
+    numbers = [number for row in rows for number in row]
+    return torch.tensor(numbers, dtype=torch.int64), torch.tensor(list(map(len, rows)), dtype=torch.int64)
+
+
+def rows_of(numbers: Tensor, lengths: Tensor) -> list[tuple[int, ...]]:
+    """The inverse of `ragged`."""
+    return [tuple(row.tolist()) for row in numbers.split(lengths.tolist())] if len(lengths) else []

@@ -43,9 +43,28 @@ class ReferenceScores:
             self.known.update(zip(asked, scores.tolist(), strict=True))
         return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
 
-    def restore(self, known: dict[Sequence, float]) -> None:
+    def state(self) -> dict[str, Tensor]:
+        """What is known so far; each prompt once."""
+        prompts = list(dict.fromkeys(example.prompt_ids for example in self.known))
+        place = {prompt: number for number, prompt in enumerate(prompts)}
+        prompt_ids, prompt_lengths = ragged(prompts)
+        ids, lengths = ragged([example.completion_ids for example in self.known])
+        return {
+            **{"prompt_ids": prompt_ids, "prompt_lengths": prompt_lengths},
+            **{"completion_ids": ids, "completion_lengths": lengths},
+            "prompts": torch.tensor([place[example.prompt_ids] for example in self.known]).long(),
+            "scores": torch.tensor(list(self.known.values()), dtype=torch.float64),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes over scores of the reference as it is now."""
-        self.known = known
+        prompts = rows_of(state["prompt_ids"], state["prompt_lengths"])
+        completions = rows_of(state["completion_ids"], state["completion_lengths"])
+        places, scores = state["prompts"].tolist(), state["scores"].tolist()
+        self.known = {
+            Sequence(prompts[place], completion): score
+            for place, completion, score in zip(places, completions, scores, strict=True)
+        }
         self._versions = self._parameter_versions()
         self._hash = adapter_hash(self.model, self.name)
 

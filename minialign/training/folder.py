@@ -1,22 +1,23 @@
-"""Run folders: may one be written, can one be gone on with, and what was it trained on?"""
+"""Run folders: may one be written, and what was the run in it trained on?
+
+No torch: a report and `--help` read run folders too.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minialign.errors import InputError
-from minialign.training.state import SavedState
-
-if TYPE_CHECKING:
-    pass
 from minialign.data.files import read_json
+from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
+from minialign.errors import InputError
 
 ENTRIES = {
-    *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft", "state"),
+    *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "state"),
     *("preview.json", "evaluation.json", "judge.jsonl", "report.html"),
 }
+STAGE_ADAPTER = "adapter-"  # and the name of a stage: what the result was trained from
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
@@ -26,13 +27,13 @@ def check_free(folder: Path, overwrite: bool) -> None:
         raise InputError(f"{existing}: is a file: choose another --out")
     if not os.access(existing, os.W_OK):
         raise InputError(f"{existing}: cannot be written to: choose another --out")
-    entries = set(os.listdir(folder)) if folder.exists() else set()
+    entries = sorted(os.listdir(folder)) if folder.exists() else []
     if not entries:
         return
     # Overwriting deletes the folder, so a person's own file in it must never go with the run.
-    foreign = sorted(entries - ENTRIES - {f"{name}.partial" for name in ENTRIES})
-    if foreign or not {"config.json", "metrics.jsonl"} <= entries:
-        example = (foreign or sorted(entries))[0]
+    foreign = [name for name in entries if not _is_a_runs(folder / name)]
+    if foreign or not {"config.json", "metrics.jsonl"} <= set(entries):
+        example = (foreign or entries)[0]
         raise InputError(
             f"{folder}: holds files that are not a run's ({example}): choose another --out"
         )
@@ -43,17 +44,9 @@ def check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def check_unfinished(folder: Path) -> None:
-    """Raises InputError unless there is a state to go on from. `Run.resume` reads it."""
-    if not state_file(folder).exists():
-        finished = (folder / "adapter" / "adapter_config.json").exists()
-        problem = (
-            "the run is finished: there is nothing to resume"
-            if finished
-            else "the run was stopped before it saved anything: start it again with --overwrite"
-        )
-        raise InputError(f"{folder}: {problem}")
-    SavedState.check(state_file(folder))
+def _is_a_runs(path: Path) -> bool:
+    name = path.name.removesuffix(".partial")
+    return name in ENTRIES or (name.startswith(STAGE_ADAPTER) and path.is_dir())
 
 
 def state_file(folder: Path) -> Path:
@@ -71,14 +64,16 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def learned_from_feedback(folder: str | Path) -> bool:
-    """Whether a run was trained on a folder of feedback; else it was on demonstrations."""
-    return bool(read_run_record(folder)["options"].get("data"))
+def source_of(record: dict[str, Any]) -> str:
+    """What a run learned from: demonstrations, feedback, or preference pairs.
 
-
-def learned_from_pairs(record: dict[str, Any]) -> bool:
-    """Whether a run's record is of one on preference pairs: data, but no sentence."""
-    return record.get("feedback") == ""
+    Records of earlier versions do not say: pairs are data without a sentence.
+    """
+    if "learns_from" in record:
+        return str(record["learns_from"])
+    if not record["options"].get("data"):
+        return DEMONSTRATIONS
+    return PAIRS if record.get("feedback") == "" else FEEDBACK
 
 
 def adapter_folder(path: str) -> Path:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from minialign.errors import InputError
 
-Schedule = Callable[
-    [int, int, int], float
-]  # (step, total steps, warm-up steps) -> share of the peak learning rate
+# (step, total steps, warm-up steps) -> share of the peak learning rate
+Schedule = Callable[[int, int, int], float]
 
 
 def constant_with_warmup(step: int, total: int, warmup: int) -> float:

@@ -5,7 +5,7 @@
     samples.jsonl   a line a sampled completion
     preview.json    an unseen prompt's answer before and after
     report.html     all of it, to look at
-    adapter/        the result, in PEFT's format          adapter-sft/   DITTO's reference, likewise
+    adapter/        the result, in PEFT's format        adapter-STAGE/   what an earlier stage ended with
     state/          what --resume needs, one file, replaced as a whole
 
 Randomness is a function of (seed, what for, step) and has no state of its own, so a resumed run
@@ -25,28 +25,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 from minialign.data.files import replace_whole
-from minialign.training.state import Parts, SavedState, write_state
-
-if TYPE_CHECKING:
-    from minialign.methods.pool import ComparisonPool
-    from minialign.policy.reference_scores import ReferenceScores
-    from minialign.weights.tokenizer import Tokenizer
 from minialign.training.folder import check_free, state_file
 from minialign.training.memory import peak_bytes, release_memory
+from minialign.training.state import Parts, SavedState, write_state
+from minialign.weights.tokenizer import Tokenizer
 
 SAVE_EVERY_SECONDS = 120.0
 RELEASE_EVERY = 10  # steps; each time costs a few tenths of a second
-STAGES = ("sft", "ditto", "spin", "c3po")
 
 
 class Interrupted(Exception):
@@ -65,7 +56,8 @@ class Run:
         self.folder = Path(folder)
         self.seed = seed
         self.micro_batch_tokens = micro_batch_tokens
-        self.tokenizer: Tokenizer | None = None  # only to write samples as text too
+        # for what a method writes or reads as text
+        self.tokenizer: Tokenizer | None = None
         self.interrupted = False
         self.seconds: dict[str, float] = {}  # by phase, the whole run
         self.peak_bytes: dict[str, int] = {}  # by phase, where it raised the process's peak
@@ -190,35 +182,10 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def write_samples(self, pool: ComparisonPool, reference: ReferenceScores) -> None:
-        """samples.jsonl anew, as a whole.
-
-        `reference_logp` is null while a sample has not stood in a comparison.
-        """
-        lines = []
-        for sample in pool.samples:
-            completion = sample.completion
-            lines.append(
-                json.dumps(
-                    {
-                        "round": sample.round,
-                        "demonstration": sample.demonstration,
-                        "text": self.tokenizer.decode(completion.ids)
-                        if self.tokenizer
-                        else completion.text,
-                        "ids": list(completion.ids),
-                        "finish_reason": completion.finish_reason,
-                        "logprob": completion.logprob,
-                        "reference_logp": reference.known.get(sample.sequence),
-                    },
-                    ensure_ascii=False,
-                )
-                + "\n"
-            )
-        replace_whole(
-            self.folder / "samples.jsonl",
-            lambda path: path.write_text("".join(lines), encoding="utf-8"),
-        )
+    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        """A JSON Lines file of the folder anew, as a whole."""
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        replace_whole(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
 
     @property
     def elapsed(self) -> float:
@@ -283,10 +250,8 @@ class Run:
         if state is None:
             return 0
         state.restore_adapters(parts.model)
-        if STAGES.index(stage) < STAGES.index(state.facts["stage"]):
+        if stage != state.facts["stage"]:  # the one that was cut short is still to come
             return None
-        if stage != state.facts["stage"]:
-            return 0
         state.restore(parts)
         self.seconds = state.facts["seconds"]
         self._resumed = None

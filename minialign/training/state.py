@@ -1,64 +1,70 @@
 """What `--resume` needs, in one safetensors file that is written whole or not at all.
 
-Tensors (adapters, moments) and facts (as JSON, in the same file, so that the two cannot disagree).
-No generator is among them: randomness is a function of (seed, what for, step).
+Tensors (adapters, moments, and whatever a service keeps) and a few facts as JSON in the same file, so
+that the two cannot disagree. No generator is among them: randomness is a function of (seed, what
+for, step).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.files import replace_whole
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_names
 from minialign.policy.peft import adapter_state, load_adapter_state
-from minialign.training.optimizer import Optimizer
-
-if TYPE_CHECKING:
-    from minialign.methods.pool import ComparisonPool
-    from minialign.policy.reference_scores import ReferenceScores
-from minialign.data.files import replace_whole
+from minialign.training.folder import state_file
 
 
-@dataclass(frozen=True)
+class Service(Protocol):
+    """Something that a stage changes as it goes, and that can be put back as it was."""
+
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: dict[str, Tensor]) -> None: ...
+
+
 class Parts:
-    """Everything that a training stage changes."""
+    """Everything that a training stage changes: the adapters, and services by their names."""
 
-    model: CausalLM
-    optimizer: Optimizer
-    pool: ComparisonPool | None = None
-    reference: ReferenceScores | None = None
+    def __init__(self, model: CausalLM, **services: Service) -> None:
+        self.model, self.services = model, services
 
     def tensors(self) -> dict[str, Tensor]:
-        adapters = {
+        found = {
             f"adapter/{name}/{key}": tensor
             for name in adapter_names(self.model)
             for key, tensor in adapter_state(self.model, name).items()
         }
-        moments = {f"optimizer/{key}": t for key, t in self.optimizer.state().items()}
-        return adapters | moments
-
-    def facts(self) -> dict[str, Any]:
-        known = self.reference.known if self.reference else {}
-        return {
-            "rounds": self.pool.state() if self.pool else [],
-            "reference": [[s.prompt_ids, s.completion_ids, value] for s, value in known.items()],
-        }
+        for name, service in self.services.items():
+            found |= {f"{name}/{key}": tensor for key, tensor in service.state().items()}
+        return found
 
 
 def write_state(file: Path, parts: Parts, facts: dict[str, Any]) -> None:
-    """Saves `parts`, and `facts` beside what the parts know of themselves."""
-    content = json.dumps({**facts, **parts.facts()})
+    """Saves `parts`, and `facts` beside them."""
+    content = {"facts": json.dumps(facts)}
     file.parent.mkdir(exist_ok=True)
-    replace_whole(file, lambda path: save_file(parts.tensors(), path, metadata={"facts": content}))
+    replace_whole(file, lambda path: save_file(parts.tensors(), path, metadata=content))
+
+
+def check_unfinished(folder: Path) -> None:
+    """Raises InputError unless there is a whole state to go on from. `Run.resume` reads it."""
+    if not state_file(folder).exists():
+        finished = (folder / "adapter" / "adapter_config.json").exists()
+        problem = (
+            "the run is finished: there is nothing to resume"
+            if finished
+            else "the run was stopped before it saved anything: start it again with --overwrite"
+        )
+        raise InputError(f"{folder}: {problem}")
+    SavedState.check(state_file(folder))
 
 
 class SavedState:
@@ -72,14 +78,19 @@ class SavedState:
 
     @staticmethod
     def check(file: Path) -> dict[str, Any]:
-        """The facts alone. Raises InputError where the file is not there, or not whole."""
+        """The facts alone. Raises InputError where the file is not there, not whole, or older."""
         try:
             with safe_open(file, framework="pt") as opened:
-                return json.loads(opened.metadata()["facts"])
+                facts = json.loads(opened.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{file.parent}: no state to go on from ({error}): start the run again"
             ) from None
+        if "rounds" in facts:
+            raise InputError(
+                f"{file.parent}: was saved by an older version of minialign: start the run again"
+            )
+        return facts
 
     def restore_adapters(self, model: CausalLM) -> None:
         """Those that the model has by now."""
@@ -88,15 +99,8 @@ class SavedState:
 
     def restore(self, parts: Parts) -> None:
         """Everything but the adapters."""
-        parts.optimizer.load_state(self._tensors("optimizer/"))
-        if parts.pool is not None:
-            parts.pool.load_state(self.facts["rounds"])
-        if parts.reference is not None:
-            known = {
-                Sequence(tuple(prompt), tuple(completion)): value
-                for prompt, completion, value in self.facts["reference"]
-            }
-            parts.reference.restore(known)
+        for name, service in parts.services.items():
+            service.load_state(self._tensors(f"{name}/"))
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         return {
