@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minialign.errors import InputError
-from minialign.training.state import SavedState
+from safetensors import SafetensorError, safe_open
 
-if TYPE_CHECKING:
-    pass
 from minialign.data.files import read_json
+from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
+from minialign.errors import InputError
 
 ENTRIES = {
     *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft", "state"),
@@ -53,11 +53,22 @@ def check_unfinished(folder: Path) -> None:
             else "the run was stopped before it saved anything: start it again with --overwrite"
         )
         raise InputError(f"{folder}: {problem}")
-    SavedState.check(state_file(folder))
+    saved_facts(state_file(folder))
 
 
 def state_file(folder: Path) -> Path:
     return folder / "state" / "state.safetensors"
+
+
+def saved_facts(file: Path) -> dict[str, Any]:
+    """What a saved state says in JSON. Raises InputError where it is not there, or not whole."""
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return json.loads(opened.metadata()["facts"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file.parent}: no state to go on from ({error}): start the run again"
+        ) from None
 
 
 def read_run_record(folder: str | Path) -> dict[str, Any]:
@@ -74,6 +85,16 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
 def learned_from_feedback(folder: str | Path) -> bool:
     """Whether a run was trained on a folder of feedback; else it was on demonstrations."""
     return bool(read_run_record(folder)["options"].get("data"))
+
+
+def source_of(record: dict[str, Any]) -> str:
+    """What a run learned from, by its record: DEMONSTRATIONS, FEEDBACK or PAIRS."""
+    if record.get("learns_from"):
+        return str(record["learns_from"])
+    # A record that does not say: data without a sentence of feedback is a file of pairs.
+    if not record["options"].get("data"):
+        return DEMONSTRATIONS
+    return PAIRS if record.get("feedback") == "" else FEEDBACK
 
 
 def learned_from_pairs(record: dict[str, Any]) -> bool:

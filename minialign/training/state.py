@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from minialign.data.records import Sequence
-from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_names
 from minialign.policy.peft import adapter_state, load_adapter_state
+from minialign.training.folder import saved_facts
 from minialign.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
@@ -66,20 +66,9 @@ class SavedState:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.facts = self.check(file)
+        self.facts = saved_facts(file)
         with safe_open(file, framework="pt") as opened:
             self._everything = {key: opened.get_tensor(key) for key in opened.keys()}
-
-    @staticmethod
-    def check(file: Path) -> dict[str, Any]:
-        """The facts alone. Raises InputError where the file is not there, or not whole."""
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return json.loads(opened.metadata()["facts"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{file.parent}: no state to go on from ({error}): start the run again"
-            ) from None
 
     def restore_adapters(self, model: CausalLM) -> None:
         """Those that the model has by now."""
