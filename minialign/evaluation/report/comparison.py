@@ -25,6 +25,7 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         raise InputError(f"{target}: there are no runs to compare: name at least one run folder")
     names = [run.name for run in runs]
     labels = [run.name if names.count(run.name) == 1 else readable(str(run.folder)) for run in runs]
+    named = dict(zip(labels, runs, strict=True))
     settings = [knobs(run) for run in runs]
     differing = [
         name
@@ -35,10 +36,10 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
         Path(target),
         "comparison.html.jinja",
         HELPERS,
-        runs=dict(zip(labels, runs, strict=True)),
+        runs=named,
         settings=settings,
         differing=differing,
-        drawn=overlays(dict(zip(labels, runs, strict=True))),
+        drawn=overlays(named),
     )
 
 

@@ -15,7 +15,7 @@ from minialign.methods.cards import UNSEEN, Curve, PairKind
 
 PLAIN = (Curve("loss", "", (("loss", "loss", 2),)),)
 UNDECIDED = (math.log(2), "ln 2: undecided")
-PAIRS = "pairs/"  # what the metrics begin with that count comparisons
+COUNTED = "pairs/"  # so begin the metrics that count comparisons
 OTHER_PAIRS = 4  # the colour of pairs that no card knows
 
 
@@ -74,13 +74,14 @@ def unseen(run: RunFiles) -> float | None:
 def pairs_chart(run: RunFiles, stage: str) -> Markup:
     """How many comparisons of which kind each step learned from."""
     lines = [line for line in run.metrics if line.get("stage") == stage and "step" in line]
-    names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(PAIRS)))
+    names = list(dict.fromkeys(key for line in lines for key in line if key.startswith(COUNTED)))
     columns = [
         (line["step"] + 1, [figure(line.get(name)) or 0.0 for name in names]) for line in lines
     ]
-    known = {PAIRS + kind.name: (kind.label, kind.color) for kind in pair_kinds(run)}
+    known = {COUNTED + kind.name: (kind.label, kind.color) for kind in pair_kinds(run)}
     kinds = [
-        known.get(name, (name.removeprefix(PAIRS).replace("_", "-"), OTHER_PAIRS)) for name in names
+        known.get(name, (name.removeprefix(COUNTED).replace("_", "-"), OTHER_PAIRS))
+        for name in names
     ]
     return charts.stacked_columns(
         "Pairs a step", kinds, columns if names else [], unit="comparisons"
@@ -96,8 +97,4 @@ def pair_kinds(run: RunFiles) -> list[PairKind]:
 def pairs_caption(run: RunFiles) -> str:
     """What each kind of pair prefers to what."""
     said = "; ".join(f"{kind.label}: {kind.said}" for kind in pair_kinds(run))
-    return (
-        f"What each step compared. {said[0].upper()}{said[1:]}."
-        if said
-        else "What each step compared."
-    )
+    return "What each step compared." + (f" {said[0].upper()}{said[1:]}." if said else "")
