@@ -18,6 +18,7 @@ outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
@@ -101,6 +102,24 @@ def load_feedback_data(folder: str | Path) -> FeedbackData:
     )
     _check_splits([*in_scope, *near_scope, *out_of_scope])
     return FeedbackData(feedback, domain, effect, checks, in_scope, near_scope, out_of_scope)
+
+
+def data_paths(data: str) -> list[Path]:
+    """--data is a folder, a file of preference pairs, or several folders with commas between."""
+    if Path(data).exists():
+        return [Path(data)]
+    parts = [part.strip() for part in data.split(",")]
+    if not all(parts):  # an empty one would be the folder that one is in
+        raise InputError(f"{data}: a folder is missing beside a comma: name it, or drop the comma")
+    return [Path(part) for part in parts]
+
+
+def flag_for_test(data: str) -> str:
+    """What evaluate.py needs besides the run: of several feedbacks that were learned at once, each
+    has to be tested by itself.
+    """
+    first, *others = data_paths(data)
+    return f" --test {shlex.quote(str(first))}" if others else ""
 
 
 def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:

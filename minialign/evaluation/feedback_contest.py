@@ -14,10 +14,8 @@ from minialign.errors import InputError
 from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, writing
 from minialign.evaluation.judges.model import ModelJudge, Rating
 from minialign.evaluation.knobs import EvaluateOptions
+from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
 from minialign.evaluation.scopes import (
-    AGAIN,
-    COT,
-    IN_CONTEXT,
     ScopeScores,
     Scorer,
     by_check,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from minialign.data.checks import score_response
 from minialign.data.feedback import SCOPES, Example, FeedbackData
 from minialign.data.records import Sequence
+from minialign.evaluation.names import COT, IN_CONTEXT
 from minialign.model.transformer import CausalLM
 from minialign.policy.encode import encode_answer
 from minialign.policy.knobs import SamplingConfig
@@ -30,8 +31,6 @@ from minialign.policy.reference import reference_policy
 from minialign.policy.sample import sample
 from minialign.weights.tokenizer import Tokenizer
 
-AGAIN = "base, again"
-IN_CONTEXT, COT = "in-context", "in-context + CoT"
 Scorer = Callable[[list[tuple[str, str, str]]], list[float | None]]  # (prompt, baseline, answer)
 Progress = Callable[[str, int], Callable[[int, int, int], None]]
 

@@ -56,6 +56,16 @@ class Overlay:
 
 
 @dataclass(frozen=True)
+class PairKind:
+    """A kind of comparison that a step learns from; metrics.jsonl counts it as pairs/`name`."""
+
+    name: str
+    label: str
+    said: str  # what it compares, for the caption
+    color: int
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of the training, with an adapter of its own name.
 
@@ -68,6 +78,7 @@ class Stage:
     curves: Callable[[dict[str, Any], str], tuple[Curve, ...]]
     overlays: Callable[[dict[str, Any], str], tuple[Overlay, ...]]
     steps: tuple[str, ...] = ()  # the knob that says how many there are at most, if one does
+    pair_kinds: tuple[PairKind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,13 @@ def _preference_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
     )
 
 
+_PAIR_KINDS = (
+    PairKind("expert", "expert", "demonstration over newest answer", 2),
+    PairKind("replay", "replay", "demonstration over older answer", 1),
+    PairKind("inter_model", "inter-model", "newer answer over older one", 3),
+)
+
+
 def _constraint_unit(knobs: Json) -> str:
     """What a constraint is measured in."""
     return "nats an answer" if knobs.get("constraint_reduction") == "sum" else "nats per token"
@@ -207,7 +225,8 @@ READ_BY_SFT = ("anchors", "max_grad_norm", "weight_decay", "max_length")
 
 
 def _preferences(name: str, title: str) -> Stage:
-    return Stage(name, title, _preference_curves, _preference_overlays, ("max_steps",))
+    steps = ("max_steps",)
+    return Stage(name, title, _preference_curves, _preference_overlays, steps, _PAIR_KINDS)
 
 
 def _scoped(title: str) -> Stage:

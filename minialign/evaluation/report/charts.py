@@ -8,12 +8,23 @@ pointer on a mark finds its figures (`<title>`). Values that are not finite are 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from markupsafe import Markup
+
+from minialign.evaluation.report.axes import (
+    Format,
+    Point,
+    finite,
+    label_form,
+    number,
+    percent,
+    thinned,
+    tick_labels,
+    ticks,
+    widened,
+)
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 42, 48, 10, 36  # room for the labels around a plot
@@ -22,10 +33,6 @@ MARKS = 40  # tooltips a series, or dotted lines, at most
 PATH_POINTS = 200  # corners a line at most: more cannot be seen at this size
 COLUMNS = 80
 COLORS = 8
-LIMIT = 1e100  # larger values are taken for infinite: their differences must not overflow
-T = TypeVar("T")
-Point = tuple[float, float]
-Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -49,91 +56,11 @@ class Bar:
     color: int = 0
 
 
-# ---- figures as text ----
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where it can be helped: 3.10, 0.0123, 1,250."""
-    if not math.isfinite(value):
-        return "–"
-    value += 0.0  # -0.0 is 0
-    size = abs(value)
-    if size >= 1e7 or 0 < size < 1e-3:
-        text = f"{value:.2g}"
-    elif size >= 100 or value == 0:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:.{2 - math.floor(math.log10(size))}f}"
-    return text.replace("-", "−")
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f}\u00a0%" if math.isfinite(value) else "–"
-
-
-# ---- axes ----
-
-
-def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
-    """Round numbers from at or below `low` to at or above `high`, about `count` steps apart.
-
-    A step is 1, 2, 2.5 or 5 times a power of ten; with `whole`, at least 1 and never 2.5.
-    """
-    low, high = _widened(low, high)
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    factors = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
-    step = next((f * power for f in factors if f * power >= rough * (1 - 1e-9)), 10 * power)
-    if whole:
-        step = max(1.0, float(round(step)))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [place * step for place in range(first, max(first + 1, last) + 1)]
-
-
-def tick_labels(places: Sequence[float]) -> list[str]:
-    """The ticks as text, all with the decimals that their step needs."""
-    step = places[1] - places[0]
-    largest = max(map(abs, places))
-    if largest >= 1e6 or step < 1e-4:
-        return [f"{place:.3g}".replace("-", "−") for place in places]
-    decimals = next((d for d in range(5) if abs(round(step, d) - step) < step * 1e-6), 5)
-    return [f"{place:,.{decimals}f}".replace("-", "−") for place in places]
-
-
-def _label_form(places: Sequence[float]) -> Format:
-    """A line's last value, a decimal finer than the ticks."""
-    step = places[1] - places[0]
-    if max(map(abs, places)) >= 1e5 or step < 1e-3:
-        return number
-    decimals = 0 if step >= 10 else max(2, 1 - math.floor(math.log10(step)))
-    return lambda value: f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")
-
-
-def _widened(low: float, high: float) -> Point:
-    """A range that has a length: a constant gets room above and below."""
-    size = max(abs(low), abs(high))
-    if high - low > 1e-9 * size and high - low > 1e-90:
-        return low, high
-    room = size * 0.1 if size > 1e-80 else 1.0
-    return low - room, high + room
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value) and abs(value) < LIMIT
+# ---- lines ----
 
 
 def _plottable(series: Sequence[Series]) -> list[Point]:
-    return [(x, y) for line in series for x, y in line.points if _finite(x) and _finite(y)]
-
-
-def _thinned(points: Sequence[T], most: int) -> list[T]:
-    """At most `most` + 1 of the points, evenly, the last one among them."""
-    stride = -(-len(points) // most) if points else 1
-    kept = list(points[::stride])
-    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
-
-
-# ---- lines ----
+    return [(x, y) for line in series for x, y in line.points if finite(x) and finite(y)]
 
 
 def line_chart(
@@ -158,7 +85,7 @@ def line_chart(
     xs = [x for x, _ in known]
     ys = [y for _, y in known] + ([level[0]] if level else [])
     y_ticks = ticks(min(ys), max(ys))
-    x_low, x_high = _widened(min(xs), max(xs))
+    x_low, x_high = widened(min(xs), max(xs))
     x_ticks = [t for t in ticks(x_low, x_high, 5, whole=True) if x_low <= t <= x_high]
     plot = _Plot((x_low, x_high), (y_ticks[0], y_ticks[-1]))
     labels = [form(t) for t in y_ticks] if form is percent else tick_labels(y_ticks)
@@ -169,7 +96,7 @@ def line_chart(
         parts.append(plot.level(*level))
     parts += [plot.line(line, form, x_name) for line in drawn]
     if len(drawn) <= 4:
-        parts.append(plot.end_labels(drawn, form if form is percent else _label_form(y_ticks)))
+        parts.append(plot.end_labels(drawn, form if form is percent else label_form(y_ticks)))
     summary = "; ".join(_summary(line, form, x_name) for line in drawn)
     legend = [(line.name, line.color) for line in drawn] if len(drawn) > 1 else []
     return _figure(title, unit, legend, Markup("").join(parts), HEIGHT, f"{title}: {summary}.")
@@ -228,8 +155,8 @@ class _Plot:
         return line.format(LEFT, y, WIDTH - RIGHT, LEFT + 4, y - 4, name)
 
     def line(self, line: Series, form: Format, x_name: str) -> Markup:
-        points = [(x, y) for x, y in line.points if _finite(x)]
-        path = self._path(_thinned(points, PATH_POINTS))
+        points = [(x, y) for x, y in line.points if finite(x)]
+        path = self._path(thinned(points, PATH_POINTS))
         known = _plottable([line])
         dots = "dot" if len(known) <= 8 else "hit"
         mark = Markup(
@@ -243,7 +170,7 @@ class _Plot:
                 3.5 if dots == "dot" else 6,
                 f"{line.name}, {x_name} {x:g}: {form(y)}",
             )
-            for x, y in _thinned(known, MARKS)
+            for x, y in thinned(known, MARKS)
         ]
         group = Markup('<g class="k{}"><path class="line" d="{}"/>{}</g>')
         return group.format(line.color % COLORS, path, Markup("").join(shown))
@@ -252,7 +179,7 @@ class _Plot:
         """SVG path data; a value that is not finite lifts the pen."""
         commands, pen = [], "M"
         for x, y in points:
-            if not _finite(y):
+            if not finite(y):
                 pen = "M"
                 continue
             commands.append(f"{pen}{self.x(x):.1f} {self.y(y):.1f}")
@@ -297,7 +224,7 @@ def bar_chart(
 
     `middle` draws a dashed line. Bars without a finite value are left out.
     """
-    bars = [bar for bar in bars if _finite(bar.value)]
+    bars = [bar for bar in bars if finite(bar.value)]
     if not bars:
         return Markup("")
     row, thick, (bottom, top) = 40, 12, span
@@ -322,7 +249,7 @@ def bar_chart(
                 *(WIDTH - 2, y - 6, bar.shown, y, WIDTH - 4, thick, left, y, right - left, thick),
             )
         )
-        if bar.low is not None and bar.high is not None and _finite(bar.low) and _finite(bar.high):
+        if bar.low is not None and bar.high is not None and finite(bar.low) and finite(bar.high):
             low, high, at = x(bar.low), x(bar.high), y + thick / 2
             whisker = Markup(
                 '<path class="whisker" d="M{0:.1f} {2}H{1:.1f}M{0:.1f} {3}v8M{1:.1f} {3}v8"/>'
@@ -343,7 +270,7 @@ def stacked_columns(
     unit: str,
 ) -> Markup:
     """One column a step: (x, a height for each name); the first (name, color) is at the bottom."""
-    columns = [(x, [h if _finite(h) and h > 0 else 0.0 for h in heights]) for x, heights in columns]
+    columns = [(x, [h if finite(h) and h > 0 else 0.0 for h in heights]) for x, heights in columns]
     if not columns:
         return Markup("")
     tallest = max(sum(heights) for _, heights in columns)
@@ -352,7 +279,7 @@ def stacked_columns(
     plot = _Plot((first, last), (0, y_ticks[-1]))
     x_ticks = [t for t in ticks(first, last, 5, whole=True) if first < t < last]
     parts = [plot.grid(y_ticks, tick_labels(y_ticks)), plot.x_axis(x_ticks, "step")]
-    drawn = _thinned(columns, COLUMNS)
+    drawn = thinned(columns, COLUMNS)
     wide = min(40.0, 0.72 * (WIDTH - LEFT - RIGHT) / len(drawn))
     rect = Markup('<rect class="k{} bar" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>')
     for x, heights in drawn:

@@ -10,25 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from minialign.commands.feedback_job import flag_for_test
-from minialign.evaluation.judges.winrates import SURE
-from minialign.evaluation.report.charts import percent
-from minialign.evaluation.report.run_files import UNSEEN, Json, RunFiles, figure
-from minialign.evaluation.scopes import AGAIN, COT, IN_CONTEXT
+from minialign.data.records import DEMONSTRATIONS, PAIRS
+from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
+from minialign.evaluation.report.axes import percent
+from minialign.evaluation.report.duels import INTERVAL, contestant_of, duels_of
+from minialign.evaluation.report.labels import rank, said, stage_title
+from minialign.evaluation.report.run_files import RunFiles, figure, usual_evaluation
+from minialign.evaluation.report.scores import LABELS, Score, method_of, scores_of
+from minialign.methods.cards import UNSEEN
 
-NAMES = {
-    **{"sft": "SFT", "ditto": "DITTO", "spin": "SPIN", "dpo": "DPO", "base": "base model"},
-    **{"c3po": "C3PO", "sft-weighted": "SFT with constraints", AGAIN: "base model, again"},
-}
-LABELS = {"s_in": "S_in", "s_near": "S_near", "s_far": "S_far", "s_out": "S_out"}
 CONTEXTS = {
     IN_CONTEXT: "the feedback given in the prompt",
     COT: "the feedback given with a chain of thought",
 }
-INTERVAL = f"{percent(SURE)} interval"
-ERRORS = NormalDist().inv_cdf((1 + SURE) / 2)  # standard errors to either side
 MOSTLY = 0.5  # S_in from which the feedback counts as followed, rather than followed more
 SLIGHT = 0.2  # how far S_out may be above the base model's own for answers to be left alone
 
@@ -42,62 +37,13 @@ class Finding:
     command: str = ""
 
 
-@dataclass(frozen=True)
-class Duel:
-    """The share of comparisons that one contestant won against another, in one judge's eyes."""
-
-    rate: float
-    low: float | None
-    high: float | None
-
-    @property
-    def interval(self) -> str:
-        if self.low is None or self.high is None:
-            return ""
-        return f"{100 * self.low:.0f} to {percent(self.high)}"
-
-    def __str__(self) -> str:
-        return percent(self.rate) + (f" ({self.interval})" if self.interval else "")
-
-
 def find(run: RunFiles) -> Finding:
     """What the figures say, and no more."""
     if not run.summary and not run.trained:
         return _unfinished(run)
-    if run.from_feedback:
-        return _scored(run) or _unscored(run)
-    return _judged(run) or _measured(run) or _unjudged(run)
-
-
-def duel(record: Json, turned: bool = False) -> Duel | None:
-    """A judge's figures; None where there is no rate. `turned` gives them from the other side."""
-    rate, low, high = (figure(record.get(key)) for key in ("rate", "low", "high"))
-    if rate is None:
-        return None
-    if not turned:
-        return Duel(rate, low, high)
-    return Duel(1 - rate, None if high is None else 1 - high, None if low is None else 1 - low)
-
-
-def duels_of(judge: Json, own: str) -> dict[str, tuple[Duel, Json]]:
-    """rival -> the figures of `own` against it, and the record that they are from."""
-    found = {}
-    for win in judge.get("wins") or []:
-        sides = (win.get("first"), win.get("second"))
-        if own in sides and (own_duel := duel(win, turned=sides[1] == own)):
-            found[sides[sides[0] == own]] = (own_duel, win)
-    return dict(sorted(found.items(), key=lambda item: _rank(item[0])))
-
-
-def _rank(rival: str) -> int:
-    """SFT is the rival that counts, then the base model, then whoever else was evaluated."""
-    return {"sft": 0, "base": 1}.get(rival, 2)
-
-
-def contestant_of(run: RunFiles) -> str:
-    """The contestant that the run is about."""
-    names = list(run.evaluation.get("contestants", {}))
-    return run.method if run.method in names or not names else names[-1]
+    if run.source == DEMONSTRATIONS:
+        return _judged(run) or _measured(run) or _unjudged(run)
+    return _scored(run) or _unscored(run)
 
 
 def _judged(run: RunFiles) -> Finding | None:
@@ -147,7 +93,7 @@ def _measured(run: RunFiles) -> Finding | None:
         for name, entry in run.evaluation.get("contestants", {}).items()
         if (value := figure(entry.get("nats_per_token"))) is not None
     }
-    rivals = sorted((name for name in nats if name != own), key=_rank)
+    rivals = sorted((name for name in nats if name != own), key=rank)
     if own not in nats or not rivals:
         return None
     difference = round(nats[own] - nats[rivals[0]], 2)  # less than .01 is nothing to speak of
@@ -166,20 +112,21 @@ def _unjudged(run: RunFiles) -> Finding:
     texts = len({sample["demonstration"] for sample in run.samples})
     source = f"{texts} demonstration{'' if texts == 1 else 's'}" if texts else "the demonstrations"
     ends = {stage: points[-1][1] for stage in run.stages if (points := run.points(stage, UNSEEN))}
-    unseen = ", ".join(f"{value:.3f} after {shown(stage)}" for stage, value in ends.items())
+    unseen = ", ".join(
+        f"{value:.3f} after {stage_title(run, stage)}" for stage, value in ends.items()
+    )
     return Finding(
         f"Trained on {source}: {_steps(run)}. How well it writes has not been evaluated yet.",
         f"The person’s unseen texts, in nats per token (lower is better): {unseen}."
         if ends
         else "",
-        f"python evaluate.py {run.place}",
+        usual_evaluation(run),
     )
 
 
 def _steps(run: RunFiles) -> str:
     counts = [
-        f"{len(run.points(stage, 'loss'))} {shown(called(run, stage))} steps"
-        for stage in run.stages
+        f"{len(run.points(stage, 'loss'))} {stage_title(run, stage)} steps" for stage in run.stages
     ]
     return ", then ".join(counts) or "no step"
 
@@ -188,99 +135,25 @@ def _unfinished(run: RunFiles) -> Finding:
     if not run.stages:
         return Finding("This run has not taken a step yet.")
     stage = run.stages[-1]
-    knobs = run.config["knobs"]
-    total = (knobs.get("sft") or {}).get("max_steps") if stage == "sft" else knobs.get("max_steps")
-    of = f" of {total}" if total else ""
+    total = _most_steps(run, stage)
+    of = f" of {total:.0f}" if total else ""
     resumable = (run.folder / "state" / "state.safetensors").exists()
     step = len(run.points(stage, "loss"))
     return Finding(
-        f"This run is not finished: it came to {shown(called(run, stage))} step {step}{of}.",
+        f"This run is not finished: it came to {stage_title(run, stage)} step {step}{of}.",
         command=f"python train.py --resume {run.place}" if resumable else "",
     )
 
 
-def shown(name: str) -> str:
-    return NAMES.get(name, name)
-
-
-def called(run: RunFiles, stage: str) -> str:
-    """C3PO's baselines are settings of its loop: the page calls the stage by the method's name."""
-    return run.method if stage == "c3po" else stage
-
-
-def said(name: str) -> str:
-    """The name within a sentence."""
-    return "the base model" if name == "base" else shown(name)
+def _most_steps(run: RunFiles, stage: str) -> float | None:
+    """The knob that says how many steps a stage takes at most, where there is one."""
+    known, value = run.stage(stage), run.config["knobs"]
+    for name in known.steps if known else ():
+        value = value.get(name) if isinstance(value, dict) else None
+    return figure(value)
 
 
 # ---- runs that learned from feedback ----
-
-
-@dataclass(frozen=True)
-class Score:
-    """A mean over answers, its standard error, and how far its interval goes to either side.
-
-    Where all answers have one score the error is 0, which says only that they are few: the margin
-    is then 3 / count, at most what may hide behind none in `count` ("rule of three").
-    """
-
-    value: float
-    error: float
-    margin: float
-
-    @classmethod
-    def of(cls, record: Json) -> Score | None:
-        """One of evaluation.json's figures; None where nothing was scored."""
-        value, error, count = (figure(record.get(key)) for key in ("value", "error", "count"))
-        if value is None or error is None or not count:
-            return None
-        return cls(value, error, ERRORS * error or 3 / count)
-
-    def bounds(self, least: float) -> tuple[float, float]:
-        """Of the interval, within what the score can be: `least` to 1."""
-        return max(least, self.value - self.margin), min(1.0, self.value + self.margin)
-
-    def minus(self, other: Score | None) -> Score:
-        if other is None:
-            return self
-        return Score(
-            self.value - other.value,
-            math.hypot(self.error, other.error),
-            math.hypot(self.margin, other.margin),
-        )
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval is above or below 0, else 0."""
-        return (self.value > self.margin) - (self.value < -self.margin)
-
-    def __str__(self) -> str:
-        return f"{hundredths(self.value)}\u00a0±\u00a0{hundredths(self.error)}"
-
-
-def hundredths(value: float) -> str:
-    """Two decimals, with a minus sign."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
-
-
-def scores_of(run: RunFiles, method: str) -> dict[str, Score]:
-    """S_in, S_near, S_far, S_out and S_overall of one method; those that are known."""
-    record = run.evaluation.get("methods", {}).get(method) or {}
-    parts = {name: Score.of(record.get(name) or {}) for name in LABELS}
-    found = {name: score for name, score in parts.items() if score}
-    overall, error = figure(record.get("overall")), figure(record.get("overall_error"))
-    if overall is not None and error is not None and {"s_in", "s_out"} <= set(found):
-        margin = math.hypot(found["s_in"].margin, found["s_out"].margin) / 2
-        found["overall"] = Score(overall, error, margin)
-    return found
-
-
-def method_of(run: RunFiles) -> str:
-    """The method that the run is about, as its evaluation calls it."""
-    rivals = (IN_CONTEXT, COT, AGAIN)  # a run's folder may be called like one of them
-    trained = [name for name in run.evaluation.get("methods", {}) if name not in rivals]
-    known = [name for name in (run.name, run.method) if name in trained]
-    return [*known, *trained, run.method][0]
 
 
 def _scored(run: RunFiles) -> Finding | None:
@@ -370,7 +243,7 @@ def _unscored(run: RunFiles) -> Finding:
         if (points := run.points(stage, "eval/rewards/accuracies")) and math.isfinite(points[-1][1])
     ]
     moved = f"{percent(ahead[-1])} of the pairs moved towards the" if ahead else ""
-    if run.from_pairs:
+    if run.source == PAIRS:
         more = f"Of those that were not trained on, {moved} chosen answer." if ahead else ""
         return Finding(f"Trained on preference pairs: {_steps(run)}.", more)
     told = "has not been evaluated yet"
@@ -380,5 +253,5 @@ def _unscored(run: RunFiles) -> Finding:
         f"Trained on a sentence of feedback: {_steps(run)}. Whether it is followed where it "
         f"belongs, and other answers are left alone, {told}.",
         f"On prompts that were not trained on, {moved} revised answer." if ahead else "",
-        f"python evaluate.py {run.place}{flag_for_test(str(run.config['options']['data']))}",
+        usual_evaluation(run),
     )

@@ -9,26 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.commands.feedback_job import flag_for_test
-from minialign.data.feedback import SCOPES
+from minialign.data.feedback import SCOPES, flag_for_test
 from minialign.data.files import read_json, read_jsonl
-from minialign.data.knobs import PREFIXES
+from minialign.data.knobs import flags_of
+from minialign.data.records import DEMONSTRATIONS, PAIRS
 from minialign.errors import InputError
-from minialign.methods.cards import FEEDBACK_METHODS
-from minialign.methods.knobs import C3PO_RECIPES, RECIPES
-from minialign.training.folder import learned_from_pairs, read_run_record
+from minialign.methods.cards import UNSEEN, Card, Stage, card_of, default_card
+from minialign.training.folder import read_run_record, source_of
 from minialign.training.knobs import TrainOptions
 
 Json = dict[str, Any]
-UNSEEN = "eval/nats_per_token"
 SCORES = ("s_in", "s_near", "s_far", "s_out")
 NOT_KNOBS = ("out", "resume", "overwrite", "inspect")  # options that say nothing about the result
 LONGEST_PROMPT = 200  # characters of a prompt that stands in a command
 
 # What a page cannot hold is made visible: control characters as their pictures, the rest as U+FFFD.
 UNPRINTABLE = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
-
-
 UNPRINTABLE |= dict.fromkeys([*range(0x7F, 0xA0), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF], 0xFFFD)
 
 
@@ -53,17 +49,25 @@ class RunFiles:
         return shlex.quote(readable(str(self.folder)))
 
     @property
+    def source(self) -> str:
+        """What it learned from: DEMONSTRATIONS, FEEDBACK or PAIRS."""
+        return source_of(self.config)
+
+    @property
     def method(self) -> str:
-        return str(self.config["options"].get("method", "ditto"))
+        return str(self.config["options"].get("method") or default_card(self.source).name)
 
     @property
-    def from_feedback(self) -> bool:
-        """Whether it learned from feedback or preference pairs; else it did from demonstrations."""
-        return bool(self.config["options"].get("data"))
+    def card(self) -> Card | None:
+        """The method's; None where the record names one that is not there, or not for this."""
+        try:
+            return card_of(self.method, self.source)
+        except InputError:
+            return None
 
-    @property
-    def from_pairs(self) -> bool:
-        return learned_from_pairs(self.config)
+    def stage(self, name: str) -> Stage | None:
+        """What the method's card says of a stage, if it knows it."""
+        return self.card.stage(name) if self.card else None
 
     @property
     def feedback(self) -> str:
@@ -127,7 +131,9 @@ def read_run(folder: Path) -> RunFiles:
         _lines(folder / "metrics.jsonl", stage=str),
         _lines(folder / "samples.jsonl", round=int, demonstration=int, text=str),
         _object(folder / "preview.json", prompt=str, before=str, after=str),
-        _feedback_evaluation(file) if config["options"].get("data") else _voice_evaluation(file),
+        _voice_evaluation(file)
+        if source_of(config) == DEMONSTRATIONS
+        else _feedback_evaluation(file),
     )
 
 
@@ -203,26 +209,35 @@ def figures(value: Any) -> dict[str, float]:
 def knobs(run: RunFiles) -> dict[str, Any]:
     """Every option and knob by its flag's name; lists as their text."""
     options = {k: v for k, v in run.config["options"].items() if k not in NOT_KNOBS}
-    return options | _flat(run.config["knobs"])
+    return _by_flag(options, {}) | _by_flag(run.config["knobs"], _flag_names(run))
 
 
-def _flat(nested: Json) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flag_names(run: RunFiles) -> dict[tuple[str, ...], str]:
+    """Where a knob lives in the record -> its flag."""
+    flags = flags_of(run.card.knobs_class) if run.card else ()
+    return {flag.path: flag.name for flag in flags}
+
+
+def _by_flag(nested: Json, names: dict[tuple[str, ...], str], *path: str) -> dict[str, Any]:
+    """The values in `nested` by their flags; one that is no flag's is called by its path."""
+    found: dict[str, Any] = {}
     for name, value in nested.items():
-        inner = value if isinstance(value, dict) else None
-        prefix = PREFIXES.get(name, f"{name}_") if inner is not None else ""
-        flat |= {f"{prefix}{k}": v for k, v in _flat(inner).items()} if inner is not None else {}
-        if inner is None:
-            flat[name] = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-    return flat
+        place = (*path, name)
+        if isinstance(value, dict):
+            found |= _by_flag(value, names, *place)
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+            found[names.get(place, "_".join(place))] = text
+    return found
 
 
 def train_command(run: RunFiles) -> str:
     """The command that was given; where it was not kept, one that does the same."""
     if isinstance(run.config.get("command"), str):
         return run.config["command"]
-    given = {"method": run.method}
-    given |= {name: value for name, value in knobs(run).items() if value != _usual(run).get(name)}
+    usual = _usual(run)
+    given = {name: value for name, value in knobs(run).items() if value != usual.get(name)}
+    given = {"method": run.method} | given
     given = {name: value for name, value in given.items() if value is not None}
     given["out"] = run.config["options"].get("out") or str(run.folder)
     words = ["python", "train.py"]
@@ -238,12 +253,14 @@ def train_command(run: RunFiles) -> str:
 
 def _usual(run: RunFiles) -> Json:
     """What the options and knobs are where no flag is given."""
-    recipe = run.config.get("recipe")
-    recipes: Json = C3PO_RECIPES if run.from_feedback else RECIPES
-    usual: Json = dataclasses.asdict(TrainOptions())
-    if recipe in recipes:
-        usual |= _flat(dataclasses.asdict(recipes[recipe]))
-    return usual | (FEEDBACK_METHODS.get(run.method, {}) if run.from_feedback else {})
+    usual = _by_flag(dataclasses.asdict(TrainOptions()), {})
+    card, recipe = run.card, run.config.get("recipe")
+    if card is None:
+        return usual
+    if recipe not in card.recipes:
+        return usual | card.fixed
+    recipe_knobs: Any = card.recipe(recipe)
+    return usual | _by_flag(dataclasses.asdict(recipe_knobs), _flag_names(run))
 
 
 def sample_command(run: RunFiles) -> str:
@@ -259,7 +276,12 @@ def sample_command(run: RunFiles) -> str:
 def evaluate_command(run: RunFiles) -> str:
     """The one that was given, or the usual one; nothing while there is no adapter."""
     given = run.evaluation.get("command")
-    if isinstance(given, str) or not run.trained or run.from_pairs:
-        return given if isinstance(given, str) else ""
-    test = flag_for_test(str(run.config["options"]["data"])) if run.from_feedback else ""
-    return f"python evaluate.py {run.place}{test}"
+    if isinstance(given, str):
+        return given
+    return usual_evaluation(run) if run.trained and run.source != PAIRS else ""
+
+
+def usual_evaluation(run: RunFiles) -> str:
+    """The command without any choice."""
+    data = run.config["options"].get("data")
+    return f"python evaluate.py {run.place}{flag_for_test(str(data)) if data else ''}"
