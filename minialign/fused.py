@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minialign.model.matmul import product
+from minialign.model.matmul import product, wide_product
 
 CHUNK_BYTES = 32 * 2**20  # of float32 logits; measured: larger chunks are not faster
 
@@ -135,8 +135,8 @@ class _LinearKL(torch.autograd.Function):
         divergence = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for rows in _chunks(len(hidden), chunk):
-            log_q = (head_logits(hidden[rows], weight) / temperature).log_softmax(1)
-            log_p = (head_logits(reference_hidden[rows], weight) / temperature).log_softmax(1)
+            log_q = (wide_product(hidden[rows], weight) / temperature).log_softmax(1)
+            log_p = (wide_product(reference_hidden[rows], weight) / temperature).log_softmax(1)
             p = log_p.exp()
             divergence[rows] = (p * (log_p - log_q)).sum(1)
             if slopes is not None:
@@ -166,20 +166,8 @@ def _shifted_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Logits minus their largest, row by row: their exponentials neither overflow nor lose the
     digits that a large logsumexp would take up.
     """
-    logits = head_logits(hidden, weight)
+    logits = wide_product(hidden, weight)
     return logits.sub_(logits.amax(1, keepdim=True))
-
-
-def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """hidden @ weight.T in float32 or better.
-
-    From half types a GPU accumulates and returns float32; a processor rounds to the half type once.
-    """
-    if hidden.dtype in (torch.float32, torch.float64):
-        return product(hidden, weight)
-    if hidden.is_cuda:
-        return torch.mm(hidden, weight.T, out_dtype=torch.float32)
-    return (hidden @ weight.T).float()
 
 
 def _chunks(length: int, size: int) -> list[slice]:

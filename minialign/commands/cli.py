@@ -6,25 +6,60 @@ import argparse
 import io
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from minialign.data.knobs import converter, flags_of, shown_value, value_at
+from minialign.data.knobs import converter, flags_of, nearest, shown_value, value_at
 from minialign.errors import InputError
+
+MOST_USED = "most used [default]"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An error is one line, status 2, and names the nearest flag; `--help` shows the most used."""
+
+    def __init__(self, program: str, description: str, arguments: Sequence[str] = ()) -> None:
+        super().__init__(program, description=description, allow_abbrev=False, add_help=False)
+        self.shows_all = "--help-all" in arguments
+        self.common = self.add_argument_group(MOST_USED)
+        self.common.add_argument("-h", "--help", action="help", help="the most used flags")
+        self.common.add_argument("--help-all", action="help", help="all flags")
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The flags that were given, by name. A flag that is not there ends the program."""
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0])
+            name = flag.split("=")[0]
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            self.error(f"unrecognized arguments: {flag}{nearest(name, known, listed=False)}")
+        return vars(found)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help shows the flags)\n")
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, config_class: type, title: str, default: Any = None
+    parser: OneLineParser,
+    config_class: type,
+    title: str,
+    default: Any = None,
+    *,
+    first: Sequence[str] = (),
+    helps: dict[str, str] | None = None,
 ) -> None:
-    """One argument a knob; those not given are absent from the namespace.
+    """One argument a knob; those not given are absent from what is parsed.
 
-    `default` only informs the help text.
+    The knobs named in `first` stand among the most used, the others under `title`, which only
+    `--help-all` shows. `default` informs the help text, and `helps` replaces a flag's.
     """
     group = parser.add_argument_group(title)
     for flag in flags_of(config_class):
         shown = shown_value(value_at(default, flag.path)) if default is not None else ""
+        text = (helps or {}).get(flag.name, flag.help) + (f" [{shown}]" if shown else "")
+        is_common = flag.name in first
         options: dict[str, Any] = {
-            "help": (flag.help + (f" [{shown}]" if shown else "")).replace("%", "%%"),
+            "help": text.replace("%", "%%") if is_common or parser.shows_all else argparse.SUPPRESS,
             "default": argparse.SUPPRESS,
         }
         if flag.type is bool:
@@ -33,10 +68,12 @@ def add_flags(
             options["choices"] = typing.get_args(flag.type)
         else:
             options |= {"type": converter(flag.type), "metavar": _metavar(flag.type)}
+        # Given twice, it holds both.
         if flag.type == tuple[str, ...]:
-            options["action"] = "extend"  # given twice, it holds both
+            options["action"] = "extend"
         short = ["-" + flag.name] if len(flag.name) == 1 else []
-        group.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
+        place = parser.common if is_common else group
+        place.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
 
 
 def _metavar(kind: Any) -> str:
@@ -44,17 +81,11 @@ def _metavar(kind: Any) -> str:
     return names.get(kind, "TEXT")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An error is one line, status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help shows all flags)\n")
-
-
 def run_main(program: str, main: Callable[[], None]) -> NoReturn:
     """Runs a command: InputError is one line and status 2, Ctrl-C status 130."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a character that it lacks is no reason to fail
+        # A character that it lacks is no reason to fail.
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
     except InputError as error:
@@ -63,7 +94,8 @@ def run_main(program: str, main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"\n{program}: stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a pipe went away
+    # The reader of a pipe went away.
+    except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     sys.exit(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from minialign.feedback.pipeline import make_feedback_data
 from minialign.feedback.teacher import Answer, OnDone, Teacher
 
 DEFAULT_FOLDER = "data"
+FIRST = (
+    *("feedback", "out", "model", "teacher_url", "teacher_model", "check", "general", "responses"),
+    *("categories", "prompts_per_category"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,21 +72,20 @@ def folder_of(feedback: str) -> Path:
     return Path(DEFAULT_FOLDER) / ("-".join(words) or "feedback")
 
 
-def command(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """`sample.py --feedback ...`: makes the folder and says what to do with it."""
     parser = OneLineParser(
-        "sample.py",
-        description="Make the data folder of one sentence of feedback.",
-        allow_abbrev=False,
+        "sample.py", "Make the data folder of one sentence of feedback.", arguments
     )
-    add_flags(parser, FeedbackOptions, "options [default]", FeedbackOptions())
-    add_flags(parser, PipelineConfig, "how much [default]", PipelineConfig())
-    given = vars(parser.parse_args(arguments))
+    add_flags(parser, FeedbackOptions, "options [default]", FeedbackOptions(), first=FIRST)
+    add_flags(parser, PipelineConfig, "how much [default]", PipelineConfig(), first=FIRST)
+    given = parser.parse(arguments)
     names = FeedbackOptions.__dataclass_fields__
     options = config_from_flags(FeedbackOptions(), {k: v for k, v in given.items() if k in names})
     config = config_from_flags(PipelineConfig(), {k: v for k, v in given.items() if k not in names})
     folder = make_data(options, config)
-    print(f"next: python train.py --method c3po --data {folder}")
+    model = f" --model {shlex.quote(options.model)}" if options.model else ""
+    print(f"next: python train.py --data {shlex.quote(str(folder))}{model}")
 
 
 def make_data(options: FeedbackOptions, config: PipelineConfig) -> Path:
@@ -121,7 +125,7 @@ def _parsed(check: str) -> Any:
 
 def _teachers(options: FeedbackOptions, endpoint: Teacher | None) -> tuple[Teacher, Teacher]:
     """Who writes prompts, and who writes responses; a model is loaded once, and only if needed."""
-    from minialign.commands.job import DEFAULT_MODEL
+    from minialign.weights.find import DEFAULT_MODEL
 
     name = options.model or DEFAULT_MODEL
     if endpoint is not None and options.responses == "teacher":

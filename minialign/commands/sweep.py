@@ -9,24 +9,28 @@ is finished is not trained again. A folder that holds another run than the one w
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Sequence as SequenceABC
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minialign.data.knobs import config_from_dict, flags_of
+from minialign.commands import train
+from minialign.commands.job import Job, check_method
+from minialign.data.knobs import config_from_dict, flags_of, require
 from minialign.errors import InputError
+from minialign.evaluation.report.page import write_comparison
 from minialign.training.folder import read_run_record
 from minialign.training.knobs import TrainOptions
 
-if TYPE_CHECKING:
-    from minialign.commands.job import AnyJob
-
-
 SHORT = {"lr": "learning_rate"}
-SHOWN = (  # name of a metric, its column
+# The name of a metric, and its column.
+SHOWN = (
     ("loss", "loss"),
     ("rewards/margins", "margin"),
     ("eval/nats_per_token", "unseen nats"),
@@ -40,11 +44,53 @@ SHOWN = (  # name of a metric, its column
 # Options that may differ between two calls of one sweep: where and how it runs. The recipe is told
 # by the knobs that it comes to, the precision by the record's own entry.
 FREE = {"out", "sweep", "resume", "overwrite", "inspect", "recipe", "device", "dtype"}
-RECORDED = {  # entries of config.json beside options and knobs, and what they are called
+# Entries of config.json beside options and knobs, and what they are called.
+RECORDED = {
     "demos_sha256": "the text of --demos",
     "data_sha256": "the text of --data",
     "dtype": "dtype",
 }
+
+
+def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
+    """All runs are checked before the first one is trained; one page compares them in the end."""
+    require(bool(options.out), "--sweep needs --out: the folder that its runs lie in")
+    require(not options.inspect, "--inspect shows a single run's tokens: leave out --sweep")
+    points = grid(options.sweep)
+    for name in points[0]:
+        require(name not in given, f"--sweep {name}: leave out --{name.replace('_', '-')}")
+    check_method(options, given | points[0])
+    if options.feedback:
+        options = train.with_data(options, given | points[0])
+    folders = [Path(options.out) / folder_name(point) for point in points]
+    planned = zip(points, folders, strict=True)
+    jobs = [job for point, folder in planned if (job := _planned(options, given | point, folder))]
+    for job in jobs:
+        # Checked: nothing but a run is in there.
+        if job.options.overwrite and job.out.exists():
+            shutil.rmtree(job.out)
+    # After an interruption what is finished stays, also where the sweep began with --overwrite.
+    same = shlex.join(part for part in sys.argv if part != "--overwrite")
+    for number, job in enumerate(jobs):
+        print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
+        train.run_job(job, again=f"python {same}")
+    print(f"\n{summary(folders)}\n")
+    print(f"on one page: {write_comparison(folders, Path(options.out) / 'comparison.html')}")
+
+
+def _planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job | None:
+    """The run of one point: a new one, one that goes on, or None where it is finished."""
+    own = dataclasses.replace(options, sweep=(), out=str(folder))
+    if (folder / "config.json").exists() and not options.overwrite:
+        # With inspect it is prepared beside what is there.
+        check_same(folder, train.prepare(dataclasses.replace(own, inspect=True), given))
+        if is_finished(folder):
+            return None
+        if can_go_on(folder):
+            return train.prepare(TrainOptions(resume=str(folder)), {})
+        # It was stopped before it saved anything.
+        own = dataclasses.replace(own, overwrite=True)
+    return train.prepare(own, given)
 
 
 def grid(sweep: SequenceABC[str]) -> list[dict[str, str]]:
@@ -97,7 +143,7 @@ def can_go_on(folder: Path) -> bool:
     return (folder / "state" / "state.safetensors").exists()
 
 
-def check_same(folder: Path, job: AnyJob) -> None:
+def check_same(folder: Path, job: Job) -> None:
     """Raises InputError, naming what differs, where `folder` holds another run than `job` is."""
     differing = _differing(read_run_record(folder), job)
     if differing:
@@ -107,14 +153,14 @@ def check_same(folder: Path, job: AnyJob) -> None:
         )
 
 
-def _differing(record: dict[str, Any], job: AnyJob) -> list[str]:
+def _differing(record: dict[str, Any], job: Job) -> list[str]:
     """The options, else the knobs and texts, that are not the same: a method brings its knobs."""
     options = config_from_dict(TrainOptions, record["options"])
     if names := [name for name in _changed(options, job.options) if name not in FREE]:
         return names
     planned = job.record()
     texts = [said for key, said in RECORDED.items() if record.get(key) != planned.get(key)]
-    return [*texts, *_changed(config_from_dict(type(job.config), record["knobs"]), job.config)]
+    return [*texts, *_changed(config_from_dict(type(job.knobs), record["knobs"]), job.knobs)]
 
 
 def _changed(before: Any, now: Any) -> list[str]:

@@ -18,6 +18,7 @@ outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceABC
@@ -225,3 +226,35 @@ def _pair(record: dict[str, Any], messages: Messages, where: str) -> Example:
     if chosen.text == rejected.text:
         raise InputError(f'{where}: "chosen" and "rejected" are the same: delete the line')
     return Example(messages, rejected, chosen, None, None, _split(split, where), where)
+
+
+def load_data(data: str) -> FeedbackData:
+    """What --data names. Raises InputError for whatever is wrong with it."""
+    paths = data_paths(data)
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if len(paths) > 1 and not path.is_dir():
+            raise InputError(f"{path}: only folders of feedback can be joined, and this is a file")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError(f"{data}: names a folder twice: leave it in once")
+    if paths[0].is_file():
+        return load_preference_pairs(paths[0])
+    return join_feedbacks([load_feedback_data(path) for path in paths])
+
+
+def hash_of(data: str) -> str:
+    """Of the files that data folders consist of, or of the one with preference pairs."""
+    names = (DESCRIPTION, *(f"{scope}.jsonl" for scope in SCOPES))
+    files = [
+        file
+        for path in data_paths(data)
+        for file in ([path / name for name in names] if path.is_dir() else [path])
+    ]
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()

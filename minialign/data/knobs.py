@@ -7,8 +7,9 @@ A knob's flag is its field's name; a nested config's knobs carry the prefix that
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -64,7 +65,7 @@ def config_from_flags(base: T, given: dict[str, Any]) -> T:
     changes: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, value in given.items():
         if name not in flags:
-            raise InputError(f"{name}: there is no such knob")
+            raise InputError(f"{name}: there is no such knob{nearest(name, flags, listed=False)}")
         flag = flags[name]
         if isinstance(value, str):
             value = _converted(flag, value)
@@ -151,3 +152,11 @@ def flag_values(config_class: type, raw: dict[str, Any]) -> dict[str, Any]:
         if inner is not None:
             found[flag.name] = inner
     return found
+
+
+def nearest(name: str, names: Iterable[str], *, listed: bool = True) -> str:
+    """Asks for the nearest of `names`; where none is near, lists them if `listed`."""
+    names = list(names)
+    if close := difflib.get_close_matches(name, names, n=1):
+        return f": did you mean {close[0]}?"
+    return f": choose one of {', '.join(names)}" if listed else ""

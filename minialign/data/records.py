@@ -138,3 +138,19 @@ def _prompt(record: dict[str, Any], where: str) -> Messages:
     if not messages:
         raise InputError(f'{where}: "messages" holds nothing to answer')
     return messages
+
+
+def check_held_out(train: Iterable[Demonstration], held_out: Iterable[Demonstration]) -> None:
+    """Raises InputError where a text that was learned from is also to be judged by."""
+    learned = {d.completion: d.source for d in train}
+    for demonstration in held_out:
+        if demonstration.completion in learned:
+            raise InputError(
+                f"{demonstration.source}: a held-out text must be new, this one is trained on "
+                f"({learned[demonstration.completion]})"
+            )
+
+
+def plural(count: int, noun: str) -> str:
+    """1 demonstration, 2 demonstrations."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")

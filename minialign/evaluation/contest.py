@@ -16,12 +16,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minialign.commands.job import check_held_out
 from minialign.data.files import read_jsonl
 from minialign.data.general import general_prompts
 from minialign.data.records import (
     Demonstration,
     Sequence,
+    check_held_out,
     held_out_split,
     load_demonstrations,
     training_split,
@@ -246,7 +246,8 @@ def _figures(
         nats = drifted = None
         if not contestant.answers:
             texts = held_out_sequences(contestant, held_out, prompts, tokenizer, limit)
-            nats = nats_per_token(model, contestant.adapter, texts, options.micro_batch_tokens)
+            with reference_policy(model, contestant.adapter):
+                nats = nats_per_token(model, texts, options.micro_batch_tokens)
         if contestant.is_policy and ordinary:
             drifted = drift(model, contestant.adapter, ordinary, options.micro_batch_tokens)
         # The base's own are 0 by definition, and a text from elsewhere has no known end.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.commands.feedback_job import data_paths, load_data
-from minialign.data.feedback import SCOPES, FeedbackData, load_feedback_data
+from minialign.data.feedback import SCOPES, FeedbackData, data_paths, load_data, load_feedback_data
+from minialign.data.records import DEMONSTRATIONS, PAIRS
 from minialign.errors import InputError
 from minialign.evaluation.contest import endpoint, local_teacher, progress_bar, writing
 from minialign.evaluation.judges.model import ModelJudge, Rating
@@ -28,7 +28,7 @@ from minialign.feedback.teacher import Cached, Teacher
 from minialign.policy.encode import encode_feedback
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.peft import load_adapter
-from minialign.training.folder import adapter_folder, learned_from_pairs, read_run_record
+from minialign.training.folder import adapter_folder, read_run_record, source_of
 from minialign.weights.load import load
 from minialign.weights.tokenizer import Tokenizer
 
@@ -57,9 +57,9 @@ def prepare_feedback_contest(
     records = [read_run_record(folder) for folder in folders]
     first = records[0]["options"]
     for run, record in zip(folders, records, strict=True):
-        if not record["options"].get("data"):
+        if source_of(record) == DEMONSTRATIONS:
             raise InputError(f"{run}: learned from demonstrations: evaluate it by itself")
-        if learned_from_pairs(record):
+        if source_of(record) == PAIRS:
             raise InputError(
                 f"{run}: learned from preference pairs, which have no scope to score: its "
                 "report.html has the held-out pairs' figures, and --compare puts runs side by side"

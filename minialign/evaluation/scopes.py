@@ -156,15 +156,14 @@ def kept_figures(
     data: FeedbackData,
     adapter: str | None,
     max_tokens: int,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How far the policy moved out of scope, on the base model's own answers there."""
     ordinary = baseline_sequences(
         data.examples("out_of_scope", "test"), tokenizer, model.config.max_position_embeddings
     )
-    return {
-        "drift": drift(model, adapter, ordinary, max_tokens),
-        "nats_per_token": nats_per_token(model, adapter, ordinary, max_tokens),
-    }
+    with reference_policy(model, adapter):
+        nats = nats_per_token(model, ordinary, max_tokens)
+    return {"drift": drift(model, adapter, ordinary, max_tokens), "nats_per_token": nats}
 
 
 def baseline_sequences(examples: list[Example], tokenizer: Tokenizer, limit: int) -> list[Sequence]:

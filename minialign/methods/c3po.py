@@ -40,10 +40,11 @@ from torch import Tensor
 from minialign.data.records import Sequence
 from minialign.losses import C3POLoss, c3po_loss, sft_loss
 from minialign.methods.knobs import C3POConfig
+from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.encode import FeedbackSequences
-from minialign.policy.packing import distinct_tokens, micro_batches
+from minialign.policy.packing import by_prompt, distinct_tokens, micro_batches
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import divergence, score
 from minialign.training.dealing import deal
@@ -52,46 +53,43 @@ from minialign.training.run import Run
 from minialign.training.state import Parts
 
 ADAPTER = "c3po"
-BASE = None  # the reference: no adapter
+# The reference: no adapter.
+BASE = None
+Scoped = Lessons[FeedbackSequences]
 T = TypeVar("T")
 
 
-def train_c3po(
-    model: CausalLM,
-    data: FeedbackSequences,
-    config: C3POConfig,
-    run: Run,
-    held_out: FeedbackSequences | None = None,
-) -> None:
+def train(model: CausalLM, lessons: Scoped, knobs: C3POConfig, run: Run) -> None:
     """Trains the model's active adapter, a fresh one, in place.
 
     Metrics and what `--resume` needs are kept in `run`. The terms of the objective on held-out data
     are logged with the last step, as `eval/...`.
     """
-    everything = Batch.of(data, config)
+    everything = Batch.of(lessons.train, knobs)
     reference = ReferenceScores(model, BASE)
-    total_steps = config.steps(len(data.in_scope))
+    total_steps = knobs.steps(len(lessons.train.in_scope))
     optimizer = Optimizer(
         trainable_parameters(model),
-        config.learning_rate,
+        knobs.learning_rate,
         cosine_with_warmup,
         total_steps=total_steps,
-        warmup_ratio=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
+        warmup_ratio=knobs.warmup_ratio,
+        weight_decay=knobs.weight_decay,
+        max_grad_norm=knobs.max_grad_norm,
     )
-    parts = Parts(model, optimizer, reference=reference)
-    first = run.restore("c3po", parts) or 0
-    model.eval()  # no dropout: the policy must be comparable with its reference
-    for step in run.steps("c3po", first, total_steps, parts):
-        batch = everything.draw(config.pairs_per_step, step, run.seed)
+    parts = Parts(model, optimizer=optimizer, reference=reference)
+    first = run.restore(ADAPTER, parts) or 0
+    # No dropout: the policy must be comparable with its reference.
+    model.eval()
+    for step in run.steps(ADAPTER, first, total_steps, parts):
+        batch = everything.draw(knobs.pairs_per_step, step, run.seed)
         with run.phase("train"):
-            metrics = c3po_step(model, batch, reference, config, run.micro_batch_tokens)
+            metrics = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens)
             metrics |= optimizer.step(step)
         is_last = step + 1 == total_steps
-        if is_last and held_out is not None:
-            metrics |= _held_out_metrics(model, held_out, reference, config, run)
-        run.log("c3po", step, metrics)
+        if is_last:
+            metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
+        run.log(ADAPTER, step, metrics)
         if is_last:
             run.say("C3PO", _summary(total_steps, metrics), None)
 
@@ -102,18 +100,19 @@ def train_c3po(
 class Batch(NamedTuple):
     """A step's share of each scope; what has no weight is not there."""
 
-    pairs: list[tuple[Sequence, ...]]  # (revised, baseline), or (revised,) alone for SFT
+    # (revised, baseline), or (revised,) alone for SFT
+    pairs: list[tuple[Sequence, ...]]
     out: list[Sequence]
     near: list[Sequence]
 
     @classmethod
-    def of(cls, data: FeedbackSequences, config: C3POConfig) -> Batch:
+    def of(cls, data: FeedbackSequences, knobs: C3POConfig) -> Batch:
         """Everything that the objective gives a weight to."""
-        sft = config.in_scope_loss == "sft"
+        sft = knobs.in_scope_loss == "sft"
         return cls(
             [pair[:1] if sft else without_common_start(*pair) for pair in data.in_scope],
-            list(data.out_of_scope) if config.lambda_out else [],
-            list(data.near_scope) if config.lambda_near else [],
+            list(data.out_of_scope) if knobs.lambda_out else [],
+            list(data.near_scope) if knobs.lambda_near else [],
         )
 
     def draw(self, size: int, step: int, seed: int) -> Batch:
@@ -165,41 +164,43 @@ class PartLoss(NamedTuple):
 
     terms: C3POLoss
     chosen_logps: Tensor
-    rejected_logps: Tensor  # empty for SFT
+    # empty for SFT
+    rejected_logps: Tensor
 
 
 def c3po_step(
     model: CausalLM,
     batch: Batch,
     reference: ReferenceScores,
-    config: C3POConfig,
+    knobs: C3POConfig,
     micro_batch_tokens: int,
 ) -> dict[str, float]:
     """Accumulates the gradient of a step part by part, where gradients are on; returns metrics."""
     found: list[PartLoss] = []
     for part in batch.parts(micro_batch_tokens):
-        terms, chosen_logps, rejected_logps = part_loss(model, part, batch, reference, config)
+        terms, chosen_logps, rejected_logps = part_loss(model, part, batch, reference, knobs)
         if terms.loss.requires_grad:
             terms.loss.backward()
         terms = C3POLoss(*map(Tensor.detach, terms))
         found.append(PartLoss(terms, chosen_logps.detach(), rejected_logps.detach()))
     read = itertools.chain(*batch.pairs, batch.out, batch.near)
-    return _metrics(found, batch, config) | {"tokens": distinct_tokens(read)}
+    return _metrics(found, batch, knobs) | {"tokens": distinct_tokens(read)}
 
 
 def part_loss(
-    model: CausalLM, part: Batch, step: Batch, reference: ReferenceScores, config: C3POConfig
+    model: CausalLM, part: Batch, step: Batch, reference: ReferenceScores, knobs: C3POConfig
 ) -> PartLoss:
     """The share that `part` has in the loss of `step`: equation 5, or SFT in place of DPO."""
-    dpo = config.in_scope_loss == "dpo"
-    in_scope = [s for column in zip(*part.pairs, strict=True) for s in column]  # revised ones first
+    dpo = knobs.in_scope_loss == "dpo"
+    # Revised ones first.
+    in_scope = [s for column in zip(*part.pairs, strict=True) for s in column]
     answers = part.out + part.near
-    if config.constraint == "kl":
+    if knobs.constraint == "kl":
         in_scope_logps, kept = score(model, in_scope), -divergence(model, answers, BASE)
     else:
         sizes = [len(in_scope), len(answers)]
         in_scope_logps, kept = score(model, in_scope + answers).split(sizes)
-    if config.constraint_reduction == "sequence_mean":
+    if knobs.constraint_reduction == "sequence_mean":
         kept = kept / torch.tensor([len(s.completion_ids) for s in answers], device=kept.device)
     out_logps, near_logps = kept.tensor_split([len(part.out)])
     cut = len(part.pairs)
@@ -213,11 +214,11 @@ def part_loss(
         out_logps,
         near_logps,
         pairs=len(step.pairs),
-        out_total=_total(step.out, config),
-        near_total=_total(step.near, config),
-        beta=config.beta,
-        lambda_out=config.lambda_out,
-        lambda_near=config.lambda_near,
+        out_total=_total(step.out, knobs),
+        near_total=_total(step.near, knobs),
+        beta=knobs.beta,
+        lambda_out=knobs.lambda_out,
+        lambda_near=knobs.lambda_near,
     )
     if not dpo:
         nll = sft_loss(chosen_logps, max(1, _revised_tokens(step)))
@@ -225,9 +226,9 @@ def part_loss(
     return PartLoss(terms, chosen_logps, rejected_logps)
 
 
-def _total(answers: list[Sequence], config: C3POConfig) -> int:
+def _total(answers: list[Sequence], knobs: C3POConfig) -> int:
     """What a constraint's sum is divided by."""
-    if config.constraint_reduction == "token_mean":
+    if knobs.constraint_reduction == "token_mean":
         return sum(len(answer.completion_ids) for answer in answers)
     return len(answers)
 
@@ -239,12 +240,12 @@ def _revised_tokens(step: Batch) -> int:
 # ---- what is told of it ----
 
 
-def _metrics(parts: list[PartLoss], step: Batch, config: C3POConfig) -> dict[str, float]:
+def _metrics(parts: list[PartLoss], step: Batch, knobs: C3POConfig) -> dict[str, float]:
     """Of a whole step. Terms are unweighted, and left out where they are not computed."""
     columns = zip(*(part.terms for part in parts), strict=True)
     loss, dpo, out, near, chosen_rewards, rejected_rewards = map(list, columns)
     found = {"loss": _sum(loss)}
-    if config.in_scope_loss == "dpo":
+    if knobs.in_scope_loss == "dpo":
         margins = torch.cat(chosen_rewards) - torch.cat(rejected_rewards)
         found |= {
             "dpo": _sum(dpo),
@@ -260,9 +261,9 @@ def _metrics(parts: list[PartLoss], step: Batch, config: C3POConfig) -> dict[str
         "nll/in_scope": -float(chosen_logps.sum()) / _revised_tokens(step),
     }
     if step.out:
-        found[f"{config.constraint}/out"] = _sum(out)
+        found[f"{knobs.constraint}/out"] = _sum(out)
     if step.near:
-        found[f"{config.constraint}/near"] = _sum(near)
+        found[f"{knobs.constraint}/near"] = _sum(near)
     return found
 
 
@@ -275,14 +276,14 @@ def _held_out_metrics(
     model: CausalLM,
     held_out: FeedbackSequences,
     reference: ReferenceScores,
-    config: C3POConfig,
+    knobs: C3POConfig,
     run: Run,
 ) -> dict[str, float]:
     """The same terms on prompts that were not trained on."""
-    batch = Batch.of(held_out, config)
+    batch = Batch.of(held_out, knobs)
     if not batch.pairs:
         return {}
-    found = c3po_step(model, batch, reference, config, run.micro_batch_tokens)
+    found = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens)
     return {f"eval/{name}": value for name, value in found.items() if name != "tokens"}
 
 
@@ -291,3 +292,82 @@ def _summary(steps: int, metrics: dict[str, float]) -> str:
     shown = {"loss": "loss", "rewards/margins": "margin", "eval/rewards/margins": "unseen margin"}
     figures = [f"{text} {metrics[name]:.2f}" for name, text in shown.items() if name in metrics]
     return f"{steps} steps; {', '.join(figures)}"
+
+
+# ---- what it will cost, and what it trains on ----
+
+
+def work(lessons: Scoped, knobs: C3POConfig, tokens: int) -> Work:
+    """`tokens` are those that a micro-batch may hold."""
+    train, batch = lessons.train, Batch.of(lessons.train, knobs)
+    read = round(knobs.epochs * _epoch_tokens(batch))
+    texts = [text for pair in train.in_scope for text in pair]
+    return Work(
+        read=read,
+        referred=sum(map(len, texts)),
+        largest=_tokens_in_flight(batch, tokens),
+        probe=texts,
+        stages=_rows(train, knobs),
+        tokens=f"{read:,} tokens read",
+        warnings=_equal_pairs(train, knobs),
+        shown=_shown(*train.in_scope[0], knobs.in_scope_loss == "dpo"),
+    )
+
+
+def _epoch_tokens(batch: Batch) -> int:
+    """Every text that has a weight, once."""
+    pairs = [
+        (len(pair[0].prompt_ids), *(len(s.completion_ids) for s in pair)) for pair in batch.pairs
+    ]
+    return sum(map(sum, pairs)) + sum(map(len, batch.out + batch.near))
+
+
+def _tokens_in_flight(batch: Batch, budget: int) -> int:
+    """A micro-batch, which one prompt's texts may double, or one item if that is more."""
+    groups = by_prompt(batch.pairs, lambda pair: pair[0]).values()
+    largest = max(distinct_tokens(itertools.chain(*group)) for group in groups)
+    items = [*batch.pairs, *((answer,) for answer in (*batch.out, *batch.near))]
+    return max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
+
+
+def _rows(train: FeedbackSequences, knobs: C3POConfig) -> list[tuple[str, str]]:
+    """The knobs that decide most."""
+    rows = []
+    if train.out_of_scope:
+        kept = (
+            f"{knobs.constraint} x {knobs.lambda_out:g} out of scope ({len(train.out_of_scope)} "
+            f"answers), x {knobs.lambda_near:g} near scope ({len(train.near_scope)})"
+        )
+        constrained = knobs.lambda_out or knobs.lambda_near
+        rows = [
+            ("in scope", f"{knobs.in_scope_loss} on {len(train.in_scope)} revised answers"),
+            ("kept", kept if constrained else "nothing: no constraint"),
+        ]
+    steps = (
+        f"{knobs.steps(len(train.in_scope))} of {knobs.pairs_per_step} pairs, "
+        f"learning rate {knobs.learning_rate:g}, beta {knobs.beta:g}"
+    )
+    return [*rows, ("steps", steps)]
+
+
+def _equal_pairs(train: FeedbackSequences, knobs: C3POConfig) -> list[str]:
+    """A warning where DPO has nothing to prefer, as when both answers were cut before they part."""
+    equal = sum(chosen == rejected for chosen, rejected in train.in_scope)
+    if knobs.in_scope_loss != "dpo" or not equal:
+        return []
+    return [
+        f"in {equal} of {len(train.in_scope)} pairs both answers are the same, cut or as they "
+        "stand: DPO learns nothing from them"
+    ]
+
+
+def _shown(chosen: Sequence, rejected: Sequence, dpo: bool) -> list[Part]:
+    """Both answers after the one prompt. DPO does not train what both begin with."""
+    after = len(chosen.prompt_ids)
+    start = len(without_common_start(chosen, rejected)[0].prompt_ids) if dpo else after
+    never = after + len(rejected.completion_ids)
+    return [
+        Part("prompt", chosen.prompt_ids, 0, after),
+        Part("chosen", chosen.completion_ids, after, start),
+        Part("rejected", rejected.completion_ids, after, start if dpo else never),
+    ]

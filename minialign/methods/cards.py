@@ -14,12 +14,11 @@ This module imports nothing heavy: `--help` and a report read it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from minialign.data.knobs import config_from_flags, flags_of, require
+from minialign.data.knobs import config_from_flags, flags_of, nearest, require
 from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
 from minialign.errors import InputError
 from minialign.methods.knobs import (
@@ -115,7 +114,10 @@ class Card:
         for name in given:
             flag = "--" + name.replace("_", "-")
             usual = default_card(self.learns_from[0]).name
-            require(name not in self.fixed, f"--method {self.name} fixes {flag}: use {usual}")
+            require(
+                name not in self.fixed,
+                f"--method {self.name} fixes {flag}: use --method {usual}",
+            )
             require(
                 name not in self.unread,
                 f"--method {self.name} makes no use of {flag}: leave it out",
@@ -358,12 +360,6 @@ def card_of(name: str, source: str) -> Card:
             f"--method {name} learns from {wanted}, not from {source}: choose one of {can}"
         )
     raise InputError(f"--method {name}: there is no such method{nearest(name, method_names())}")
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """ ": did you mean ...?", or the names that there are."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f": did you mean {close[0]}?" if close else f": choose one of {', '.join(names)}"
 
 
 def method_names(source: str | None = None) -> list[str]:

@@ -25,7 +25,7 @@ class Lessons(Generic[T]):
 
 @dataclass(frozen=True)
 class Part:
-    """A run of tokens as `--inspect` shows it: those from place `trained_from` on are trained on."""
+    """A run of tokens as `--inspect` shows it; those from `trained_from` on are trained on."""
 
     name: str
     ids: tuple[int, ...]

@@ -19,8 +19,8 @@ from torch import Tensor
 from minialign.data.records import Sequence
 from minialign.policy.packing import ragged, rows_of
 from minialign.policy.reference_scores import ReferenceScores
-from minialign.weights.tokenizer import Tokenizer
 from minialign.policy.sample import Completion
+from minialign.weights.tokenizer import Tokenizer
 
 Kind = Literal["expert", "replay", "inter_model"]
 
@@ -151,7 +151,9 @@ class ComparisonPool:
         for counts in rows_of(state["counts"], state["groups"]):
             self.add_round([[next(samples) for _ in range(count)] for count in counts])
 
-    def records(self, reference: ReferenceScores, tokenizer: Tokenizer | None) -> list[dict[str, Any]]:
+    def records(
+        self, reference: ReferenceScores, tokenizer: Tokenizer | None
+    ) -> list[dict[str, Any]]:
         """A line a sample for samples.jsonl.
 
         `reference_logp` is None while a sample has not stood in a comparison.

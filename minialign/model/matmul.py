@@ -5,13 +5,13 @@ and one thread for a single row. oneDNN, which every x86 build of PyTorch has as
 product in full float32 twice as fast on AMD's, and several times for the few rows that a sampler
 has. `product` takes the faster one; everywhere else it is the ordinary product.
 
-This file imports torch and nothing else. Shape letters: N tokens, I inputs, O outputs.
+Shape letters: N tokens, I inputs, O outputs.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from minialign.errors import InputError
 
 
 def _onednn() -> Any:
@@ -51,6 +53,18 @@ def linear(x: Tensor, weight: Tensor, packed: Tensor | None = None) -> Tensor:
     if not torch.is_grad_enabled():
         return product(x, weight if packed is None else packed)
     return _Linear.apply(x, weight) if _suits_onednn(x, weight) else F.linear(x, weight)
+
+
+def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T in float32 or better.
+
+    From half types a GPU accumulates and returns float32; a processor rounds to the half type once.
+    """
+    if x.dtype in (torch.float32, torch.float64):
+        return product(x, weight)
+    if x.is_cuda:
+        return torch.mm(x, weight.T, out_dtype=torch.float32)
+    return (x @ weight.T).float()
 
 
 @contextmanager
@@ -124,6 +138,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.packed)
+
+    def wide(self, x: Tensor) -> Tensor:
+        """The product in float32 or better, without a gradient."""
+        return wide_product(x, self.weight if self.packed is None else self.packed)
+
+    def through(self, kernel: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
+        """kernel(x, weight, *rest): how the fused losses reach the weight of the head.
+
+        Raises InputError where the layer is more than its weight.
+        """
+        if not self.is_product:
+            raise InputError("the head carries an adapter, which the fused losses would not see")
+        return kernel(x, self.weight, *rest)
 
 
 class SharedInput(nn.Module):

@@ -132,9 +132,11 @@ def _within(
 
 
 def ragged(rows: SequenceABC[SequenceABC[int]]) -> tuple[Tensor, Tensor]:
-    """Rows of numbers as tensors that can be saved: all numbers, and the length of each row (R,)."""
+    """Rows of numbers as tensors that can be saved: all numbers, and each row's length (R,)."""
     numbers = [number for row in rows for number in row]
-    return torch.tensor(numbers, dtype=torch.int64), torch.tensor(list(map(len, rows)), dtype=torch.int64)
+    return torch.tensor(numbers, dtype=torch.int64), torch.tensor(
+        list(map(len, rows)), dtype=torch.int64
+    )
 
 
 def rows_of(numbers: Tensor, lengths: Tensor) -> list[tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -141,8 +142,10 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
     return LoRAConfig(raw["r"], raw["lora_alpha"] * scale, raw.get("lora_dropout", 0.0))
 
 
-def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> None:
+def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> str:
     """Reads an adapter in PEFT's format into the model, as the active one. In place.
+
+    Returns its name in the model.
 
     Raises InputError where it is missing, damaged, not LoRA, or was made for another base model.
     """
@@ -168,5 +171,20 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     try:
         load_adapter_state(model, name, state, str(file))
     except InputError:
-        remove_adapter(model, name)  # or random numbers would stay behind, under its name
+        # Or random numbers would stay behind, under its name.
+        remove_adapter(model, name)
         raise
+    return name
+
+
+def lora_of(folder: Path) -> LoRAConfig:
+    """What an adapter consists of, as its tensors say: `--resume` builds it anew without them."""
+    file = folder / "adapter_model.safetensors"
+    lora = read_adapter_config(folder)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = [key.split(".") for key in tensors.keys()]
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    targets = tuple(sorted({parts[-3] for parts in names if len(parts) > 2}))
+    return dataclasses.replace(lora, dropout=0.0, target_modules=targets)

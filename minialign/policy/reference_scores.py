@@ -10,6 +10,7 @@ from torch import Tensor
 from minialign.data.records import Sequence
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_parameters
+from minialign.policy.packing import ragged, rows_of
 from minialign.policy.peft import adapter_hash
 from minialign.policy.reference import is_policy, reference_policy
 from minialign.policy.score import score

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from minialign.data.records import Messages
 from minialign.errors import InputError
-from minialign.fused import head_logits
 from minialign.model.attention import PackedAttention
 from minialign.model.cache import KVCache
 from minialign.model.matmul import packed_weights
@@ -269,8 +268,7 @@ def _read(model: CausalLM, prompts: SequenceABC[tuple[int, ...]]) -> dict[tuple[
 
 
 def _logits(model: CausalLM, hidden: Tensor) -> Tensor:
-    head = model.lm_head
-    return head_logits(hidden, head.weight if head.packed is None else head.packed)
+    return model.lm_head.wide(hidden)
 
 
 def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]:
@@ -289,7 +287,7 @@ def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]
 def generate(
     model: CausalLM,
     tokenizer: Tokenizer,
-    prompts: SequenceABC[str | Messages],
+    prompts: str | SequenceABC[str | Messages],
     *,
     n: int = 1,
     max_new_tokens: int = 200,
@@ -299,7 +297,11 @@ def generate(
     seed: int = 0,
     on_token: OnToken | None = None,
 ) -> list[list[Completion]]:
-    """n completions, as text, of each prompt (a text, or a chat's messages): a list per prompt."""
+    """n completions, as text, of each prompt (a text, or a chat's messages): a list per prompt.
+
+    A text alone is one prompt.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else prompts
     config = SamplingConfig(max_new_tokens, temperature, top_p, top_k)
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     sampled = sample(model, ids, n, config, seed=seed, on_token=on_token)

@@ -34,7 +34,7 @@ def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
     if not packed.targets:
         return torch.zeros(len(sequences), device=model.device)
     targets = torch.tensor(packed.targets, device=model.device)
-    logps = linear_logps(_predictors(model, packed), model.lm_head.weight, targets)
+    logps = model.lm_head.through(linear_logps, _predictors(model, packed), targets)
     return packed.sums(logps)
 
 
@@ -49,7 +49,8 @@ def divergence(model: CausalLM, sequences: SequenceABC[Sequence], reference: str
         return torch.zeros(len(sequences), device=model.device)
     with reference_policy(model, reference):
         theirs = _predictors(model, packed)
-    return packed.sums(linear_kl(_predictors(model, packed), theirs, model.lm_head.weight))
+    ours = _predictors(model, packed)
+    return packed.sums(model.lm_head.through(_head_kl, ours, theirs))
 
 
 def _predictors(model: CausalLM, packed: Packed) -> Tensor:
@@ -61,3 +62,7 @@ def _predictors(model: CausalLM, packed: Packed) -> Tensor:
         torch.tensor(packed.positions, device=device),
     )
     return model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
+
+
+def _head_kl(hidden: Tensor, weight: Tensor, reference_hidden: Tensor) -> Tensor:
+    return linear_kl(hidden, reference_hidden, weight)

@@ -12,12 +12,7 @@ from minialign.data.knobs import knob, require
 class TrainOptions:
     """What train.py needs besides the method's knobs."""
 
-    method: Literal["ditto", "sft", "spin", "c3po", "dpo", "sft-weighted"] = knob(
-        "ditto",
-        "from --demos: ditto (SFT, then rounds of sampling and DPO), sft (its first part alone), "
-        "spin (self-play); from --data: c3po, and its baselines dpo (no constraint), sft (revised "
-        "answers alone), sft-weighted (with the constraints)",
-    )
+    method: str = knob("", "how to learn; by default what suits --demos or --data")
     demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
     test: str = knob(
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"

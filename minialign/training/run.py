@@ -5,7 +5,7 @@
     samples.jsonl   a line a sampled completion
     preview.json    an unseen prompt's answer before and after
     report.html     all of it, to look at
-    adapter/        the result, in PEFT's format        adapter-STAGE/   what an earlier stage ended with
+    adapter/        the result, in PEFT's format; adapter-STAGE/ is what an earlier stage ended with
     state/          what --resume needs, one file, replaced as a whole
 
 Randomness is a function of (seed, what for, step) and has no state of its own, so a resumed run

@@ -1,7 +1,7 @@
 """What `--resume` needs, in one safetensors file that is written whole or not at all.
 
-Tensors (adapters, moments, and whatever a service keeps) and a few facts as JSON in the same file, so
-that the two cannot disagree. No generator is among them: randomness is a function of (seed, what
+Tensors (adapters, moments, and whatever a service keeps) and a few facts as JSON in the same file,
+so that the two cannot disagree. No generator is among them: randomness is a function of (seed, what
 for, step).
 """
 

@@ -25,6 +25,7 @@ ALIASES = {
     DEFAULT_ALIAS: "HuggingFaceTB/SmolLM2-135M-Instruct",
     "mistral-7b-instruct": "mistralai/Mistral-7B-Instruct-v0.2",
 }
+DEFAULT_MODEL, DEFAULT_GPU_MODEL = DEFAULT_ALIAS, "mistral-7b-instruct"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 

@@ -1,0 +1,7 @@
+"""python -m minialign: the commands of an installed package."""
+
+from __future__ import annotations
+
+from minialign.commands.main import main
+
+main()

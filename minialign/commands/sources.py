@@ -1,0 +1,224 @@
+"""What a run learns from: demonstrations, a feedback's data, or preference pairs.
+
+Each is read and checked before a model loads, and becomes token ids once there is a tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from minialign.data.feedback import (
+    FeedbackData,
+    data_paths,
+    flag_for_test,
+    hash_of,
+    load_data,
+)
+from minialign.data.records import (
+    DEMONSTRATIONS,
+    FEEDBACK,
+    PAIRS,
+    Demonstration,
+    Messages,
+    check_held_out,
+    held_out_split,
+    load_demonstrations,
+    plural,
+    training_split,
+)
+from minialign.errors import InputError
+from minialign.methods.lessons import Lessons
+from minialign.policy.encode import FeedbackSequences, encode_demonstration, encode_feedback
+from minialign.training.knobs import TrainOptions
+from minialign.weights.tokenizer import Tokenizer
+
+DEFAULT_PROMPT = "Write an email to an old friend to say how your week went."
+
+
+class Source(Protocol):
+    """A kind of thing to learn from."""
+
+    @property
+    def kind(self) -> str:
+        """demonstrations, feedback or pairs."""
+        ...
+
+    @property
+    def first(self) -> str:
+        """The file and line of what is learned from first."""
+        ...
+
+    @property
+    def preview(self) -> Messages:
+        """What is answered before and after, if possible something that is not trained on."""
+        ...
+
+    @property
+    def evaluation(self) -> str | None:
+        """The flags that evaluate.py needs besides the run; None where it has nothing to do."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """Its part of config.json: `--resume` goes on only with the same texts."""
+        ...
+
+    def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
+        """The lessons, the tokens of the longest text, and a warning for each that was cut."""
+        ...
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What the plan says of it."""
+        ...
+
+
+def kind_of(options: TrainOptions) -> str:
+    """Told by the flags alone."""
+    if not options.data:
+        return FEEDBACK if options.feedback else DEMONSTRATIONS
+    paths = data_paths(options.data)
+    return PAIRS if len(paths) == 1 and paths[0].is_file() else FEEDBACK
+
+
+def read_source(options: TrainOptions) -> Source:
+    """Raises InputError for whatever a person can put right."""
+    if options.data:
+        return Scopes(options.data, load_data(options.data))
+    everything = load_demonstrations(options.demos)
+    train = training_split(everything)
+    if not train:
+        raise InputError(f'{options.demos}: no line has "split": "train" (or no split at all)')
+    held_out = load_demonstrations(options.test) if options.test else held_out_split(everything)
+    check_held_out(train, held_out)
+    return Demonstrations(options.demos, options.test, train, held_out)
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """A file of how a person writes."""
+
+    file: str
+    test: str
+    train: list[Demonstration]
+    held_out: list[Demonstration]
+    kind: str = DEMONSTRATIONS
+
+    @property
+    def first(self) -> str:
+        return self.train[0].source
+
+    @property
+    def preview(self) -> Messages:
+        known = [d.messages for d in self.train]
+        unseen = [d.messages for d in self.held_out if d.messages not in known]
+        seen = [d.messages for d in self.held_out]
+        return [*unseen, *seen, [{"role": "user", "content": DEFAULT_PROMPT}]][0]
+
+    @property
+    def evaluation(self) -> str | None:
+        return "" if self.held_out else None
+
+    def record(self) -> dict[str, Any]:
+        try:
+            content = Path(self.file).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.file}: cannot be read: {error.strerror}") from None
+        return {"demos_sha256": hashlib.sha256(content).hexdigest()}
+
+    def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
+        encoded = [encode_demonstration(d, tokenizer, limit) for d in self.train]
+        train = [example for example, _ in encoded]
+        held_out = [encode_demonstration(d, tokenizer, limit)[0] for d in self.held_out]
+        longest = max(len(example.completion_ids) for example in train)
+        return Lessons(train, held_out), longest, [warning for _, warning in encoded if warning]
+
+    def rows(self) -> list[tuple[str, str]]:
+        judged = f"{plural(len(self.held_out), 'held-out demonstration')}: {self.test or self.file}"
+        nothing = "nothing: give held-out demonstrations with --test FILE.jsonl"
+        return [
+            ("learns from", f"{plural(len(self.train), 'demonstration')}: {self.file}"),
+            ("judged by", judged if self.held_out else nothing),
+        ]
+
+
+@dataclass(frozen=True)
+class Scopes:
+    """A folder of feedback, several of them, or a file of preference pairs."""
+
+    path: str
+    data: FeedbackData
+
+    @property
+    def kind(self) -> str:
+        return FEEDBACK if self.data.feedback else PAIRS
+
+    @property
+    def first(self) -> str:
+        return self.data.examples("in_scope", "train")[0].source
+
+    @property
+    def preview(self) -> Messages:
+        unseen, seen = (self.data.examples("in_scope", split) for split in ("test", "train"))
+        return [*unseen, *seen][0].messages
+
+    @property
+    def evaluation(self) -> str | None:
+        return flag_for_test(self.path) if self.data.feedback else None
+
+    def record(self) -> dict[str, Any]:
+        return {"feedback": self.data.feedback, "data_sha256": hash_of(self.path)}
+
+    def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
+        train, warnings = encode_feedback(self.data, "train", tokenizer, limit)
+        held_out: FeedbackSequences = encode_feedback(self.data, "test", tokenizer, limit)[0]
+        longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
+        return Lessons(train, held_out), longest, warnings
+
+    def rows(self) -> list[tuple[str, str]]:
+        if self.data.feedback:
+            return [("feedback", self.data.feedback)]
+        train, test = (self.data.examples("in_scope", split) for split in ("train", "test"))
+        nothing = 'nothing: give some lines the split "test"'
+        return [
+            ("learns from", f"{plural(len(train), 'pair')}: {self.path}"),
+            ("judged by", plural(len(test), "held-out pair") if test else nothing),
+        ]
+
+
+def with_paths(options: TrainOptions) -> TrainOptions:
+    """The options with the paths that follow from others. Raises InputError for contradictions."""
+    if options.data:
+        return _with_data_paths(options)
+    if not options.demos:
+        raise InputError(
+            '--demos FILE.jsonl is missing: a line each of {"prompt": ..., "completion": ...}'
+        )
+    demos = Path(options.demos)
+    beside = demos.with_name(f"{demos.stem}_test{demos.suffix}")
+    return dataclasses.replace(
+        options,
+        test=options.test or (str(beside) if beside.exists() else ""),
+        out=options.out or str(Path("runs") / demos.stem),
+    )
+
+
+def _with_data_paths(options: TrainOptions) -> TrainOptions:
+    if options.demos:
+        raise InputError("give --demos or --data, not both")
+    if options.test:
+        raise InputError(
+            '--test belongs to --demos: in --data, the lines with the split "test" are held out'
+        )
+    paths = data_paths(options.data)
+    name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
+    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
+def evaluation_command(out: Path, source: Source) -> str:
+    """What to do next to see how good it is; empty where there is nothing to judge by."""
+    flags = source.evaluation
+    return "" if flags is None else f"python evaluate.py {shlex.quote(str(out))}{flags}"
