@@ -34,7 +34,7 @@ from toys import (
     with_adapter,
 )
 
-from minialign.commands.job import check_held_out
+from minialign.data.records import check_held_out
 from minialign.data.records import Demonstration, Sequence, load_demonstrations
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Contestant, write_answers
@@ -43,7 +43,7 @@ from minialign.losses import dpo_loss, sft_loss
 from minialign.methods import ditto, sft
 from minialign.methods.knobs import RECIPES, DittoConfig, SFTConfig
 from minialign.methods.pool import ComparisonPool
-from minialign.methods.sft import train_sft
+from minialign.methods import sft
 from minialign.policy.adapters import (
     active_adapter,
     adapter_parameters,
@@ -238,7 +238,7 @@ def test_d11_the_prompt_is_trained_on_only_when_asked_for(
     prompt, completion = encoded("abc, dear.").prompt_ids, encoded("abc, dear.").completion_ids
     for asked, expected in ((False, completion), (True, prompt[1:] + completion)):
         config = small_config(**{"sft.train_on_prompt": asked, "sft.max_steps": 1})
-        small_training(tmp_path / str(asked), config, TEXTS[:1], method=train_sft)
+        small_training(tmp_path / str(asked), config, TEXTS[:1], method=sft.train)
         assert tuple(targets) == expected
         targets.clear()
 
@@ -341,7 +341,7 @@ def test_g5_training_teaches_to_stop_even_where_padding_is_the_end_token(tmp_pat
     again = Tokenizer(tokenizer.backend, "</s>", "<s>", CHAT)  # takes both off
     assert again.encode_completion("hello") == byte_tokenizer().encode_completion("hello")
     config = small_config(**{"sft.max_steps": 25, "sft.learning_rate": 0.02})
-    model = small_training(tmp_path / "r", config, TEXTS[:1], method=train_sft).model
+    model = small_training(tmp_path / "r", config, TEXTS[:1], method=sft.train).model
     sequence = encoded(TEXTS[0][1])
     end = [sequence, Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])]
     after, before = (score(m, end).tolist() for m in (model, small_model()))
@@ -615,7 +615,8 @@ def test_g19_base_sft_and_ditto_are_measured_side_by_side(tmp_path: Path) -> Non
     tokens = sum(len(s.completion_ids) for s in held_out)
     found = {}
     for name, adapter in contestants.items():
-        found[name] = nats_per_token(model, adapter, held_out, 100)
+        with reference_policy(model, adapter):
+            found[name] = nats_per_token(model, held_out, 100)
         set_adapter(model, adapter)
         nats = -score(model, held_out).sum().item() / tokens
         assert found[name] == pytest.approx(nats, rel=1e-5)

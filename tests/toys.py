@@ -18,7 +18,8 @@ from torch import Tensor
 
 from minialign.data.records import Demonstration, Sequence
 from minialign.methods.anchors import Anchors
-from minialign.methods.ditto import train_ditto
+from minialign.methods import ditto
+from minialign.methods.lessons import Lessons
 from minialign.methods.knobs import DittoConfig, SFTConfig
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_parameters, apply_lora
@@ -206,7 +207,7 @@ def small_training(
     held_out: SequenceABC[Sequence] = (),
     resume: bool = False,
     prepare: Callable[[Run], None] = lambda run: None,
-    method: Callable[..., None] = train_ditto,
+    method: Callable[..., None] = ditto.train,
 ) -> Outcome:
     """From text files' content to a run folder; `prepare` may tamper with the run first."""
     config = config or small_config()
@@ -220,8 +221,8 @@ def small_training(
     run = Run.resume(folder, **options) if resume else Run.create(folder, {}, **options)
     run.tokenizer = tokenizer
     prepare(run)
-    anchors = Anchors.written(model, ANCHOR_PROMPTS, config.anchors, run)
-    method(model, encoded, config, run, held_out, anchors=anchors)
+    anchors = Anchors.to(model, ANCHOR_PROMPTS, config.anchors, run)
+    method(model, Lessons(encoded, list(held_out)), config, run, anchors=anchors)
     return outcome(folder, model)
 
 

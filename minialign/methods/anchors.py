@@ -54,7 +54,7 @@ class Anchors:
         cls, model: CausalLM, prompts: SequenceABC[tuple[int, ...]], weight: float, run: Run
     ) -> Anchors:
         """The base model's answers to these prompts."""
-        if not prompts:
+        if not weight or not prompts:
             return cls([], 0.0)
         seed = run.derive_seed("anchors", 0)
         with run.phase("sample"), reference_policy(model, None):

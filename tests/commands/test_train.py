@@ -205,7 +205,7 @@ def test_the_plan_is_printed_before_training_begins(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        minialign.methods.sft, "train_sft", lambda *_, **__: print("training begins")
+        minialign.methods.sft, "train", lambda *_, **__: print("training begins")
     )
     outcome = train_toy(workplace, "--method", "sft", "--out", tmp_path / "run")
     lines = outcome.out.split("\n")

@@ -10,7 +10,7 @@ import torch
 from toys import ANCHOR_PROMPTS, fresh_policy, gradients, small_config, small_training
 
 from minialign.methods.anchors import PER_STEP, Anchors
-from minialign.methods.sft import train_sft
+from minialign.methods import sft
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.score import divergence
 from minialign.training.dealing import deal
@@ -22,7 +22,7 @@ STRONG = {"sft.max_steps": 12, "sft.learning_rate": 0.02, "sft.stop_loss": 0.0, 
 def written(weight: float, folder: Path) -> tuple[Any, Anchors, Run]:
     model = fresh_policy(small_config())
     run = Run.create(folder, {})
-    return model, Anchors.written(model, ANCHOR_PROMPTS, weight, run), run
+    return model, Anchors.to(model, ANCHOR_PROMPTS, weight, run), run
 
 
 def test_anchors_are_the_base_models_answers_and_the_same_in_every_run(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_anchors_are_the_base_models_answers_and_the_same_in_every_run(tmp_path:
     with torch.no_grad():
         for parameter in adapter_parameters(model, "sft"):
             parameter.add_(1)  # a policy that has moved writes the same anchors
-    again = Anchors.written(model, ANCHOR_PROMPTS, 1.0, Run.create(tmp_path / "b", {}))
+    again = Anchors.to(model, ANCHOR_PROMPTS, 1.0, Run.create(tmp_path / "b", {}))
     assert [s.prompt_ids for s in anchors.sequences] == ANCHOR_PROMPTS
     assert again.sequences == anchors.sequences
 
@@ -73,8 +73,8 @@ def test_anchors_hold_the_drift_down_and_the_voice_is_learned_all_the_same(tmp_p
     drifts, losses = [], []
     for weight in (0.0, 1.0):
         config = small_config(**STRONG, anchors=weight)
-        outcome = small_training(tmp_path / f"{weight}", config, method=train_sft)
-        probe = Anchors.written(outcome.model, ANCHOR_PROMPTS, 1.0, Run(tmp_path))
+        outcome = small_training(tmp_path / f"{weight}", config, method=sft.train)
+        probe = Anchors.to(outcome.model, ANCHOR_PROMPTS, 1.0, Run(tmp_path))
         with torch.no_grad():
             drifts.append(float(divergence(outcome.model, probe.sequences, None).sum()))
         losses.append(outcome.steps("sft")[-1]["loss"])

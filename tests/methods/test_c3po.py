@@ -31,8 +31,9 @@ from minialign.data.knobs import flags_of
 from minialign.data.records import Sequence
 from minialign.losses import C3POLoss
 from minialign.methods import c3po
-from minialign.methods.c3po import ADAPTER, Batch, c3po_step, train_c3po
+from minialign.methods.c3po import ADAPTER, Batch, c3po_step
 from minialign.methods.knobs import C3POConfig
+from minialign.methods.lessons import Lessons
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
 from minialign.policy.encode import FeedbackSequences
@@ -110,7 +111,7 @@ def small_training(
     options = {"seed": seed, "micro_batch_tokens": micro_batch_tokens}
     run = Run.resume(folder, **options) if resume else Run.create(folder, {}, **options)
     prepare(run)
-    train_c3po(model, data, config, run, held_out)
+    c3po.train(model, Lessons(data, held_out or make_data(pairs=0, near=0, out=0)), config, run)
     return outcome(folder, model)
 
 
@@ -353,7 +354,8 @@ def test_sft_learns_the_revisions_by_heart(tmp_path: Path) -> None:
 def test_a_model_in_training_is_put_into_evaluation(tmp_path: Path) -> None:
     config = small_config(epochs=0.1)
     model = fresh_policy(config).train()
-    train_c3po(model, DATA, config, Run.create(tmp_path / "r", {}))
+    nothing = make_data(pairs=0, near=0, out=0)
+    c3po.train(model, Lessons(DATA, nothing), config, Run.create(tmp_path / "r", {}))
     assert not model.training
 
 

@@ -30,7 +30,7 @@ from minialign.errors import InputError
 from minialign.losses import PreferenceLoss
 from minialign.methods import ditto
 from minialign.methods.knobs import DittoConfig
-from minialign.methods.sft import train_sft
+from minialign.methods import sft as sft_module
 from minialign.policy import sample as sampler
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.packing import Packed
@@ -87,7 +87,7 @@ def test_sft_learns_the_demonstrations_by_heart_when_allowed_to(tmp_path: Path) 
     config = small_config(
         **{"sft.max_steps": 80, "sft.learning_rate": 0.02, "sft.batch_size": 4, "lora.rank": 16}
     )
-    steps = small_training(tmp_path / "r", config, method=train_sft).steps("sft")
+    steps = small_training(tmp_path / "r", config, method=sft_module.train).steps("sft")
     assert steps[0]["loss"] > 4 and steps[-1]["loss"] < 0.5
 
 
@@ -102,7 +102,7 @@ def test_dpo_separates_demonstrations_from_samples(tmp_path: Path) -> None:
 def test_the_reference_adapter_stays_what_sft_made_it_and_gets_no_gradient(
     tmp_path: Path, baseline: Outcome
 ) -> None:
-    sft = small_training(tmp_path / "sft", method=train_sft, held_out=HELD_OUT)
+    sft = small_training(tmp_path / "sft", method=sft_module.train, held_out=HELD_OUT)
     assert baseline.adapters["sft"] == sft.adapters["sft"]
     assert baseline.adapters["ditto"] != sft.adapters["sft"]
     for parameter in adapter_parameters(baseline.model, "sft"):
@@ -135,12 +135,12 @@ def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> N
     slow = {"sft.max_steps": 12, "sft.learning_rate": 0.02}
     config = small_config(**slow | {"sft.stop_loss": 0.0})
     losses = [
-        m["loss"] for m in small_training(tmp_path / "a", config, method=train_sft).steps("sft")
+        m["loss"] for m in small_training(tmp_path / "a", config, method=sft_module.train).steps("sft")
     ]
     assert len(losses) == 12
     threshold = sorted(losses)[4]
     stopped = small_training(
-        tmp_path / "b", change(config, {"sft.stop_loss": threshold}), method=train_sft
+        tmp_path / "b", change(config, {"sft.stop_loss": threshold}), method=sft_module.train
     )
     first = next(i for i, loss in enumerate(losses) if loss < threshold)
     assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
@@ -258,7 +258,7 @@ def test_every_knob_stands_in_the_lists_above() -> None:
 @pytest.mark.parametrize("path", SFT_KNOBS)
 def test_every_knob_changes_something_in_sft(path: str, tmp_path: Path, baseline: Outcome) -> None:
     config = change(small_config(), SFT_KNOBS[path])
-    found = small_training(tmp_path / "r", config, method=train_sft)
+    found = small_training(tmp_path / "r", config, method=sft_module.train)
     assert found.adapters["sft"] != baseline.adapters["sft"]
 
 
@@ -440,10 +440,10 @@ def test_after_a_crash_the_last_saved_state_goes_on_bit_for_bit(
 
 
 def test_sft_alone_resumes_bit_for_bit(tmp_path: Path) -> None:
-    whole = small_training(tmp_path / "a", method=train_sft)
+    whole = small_training(tmp_path / "a", method=sft_module.train)
     with pytest.raises(Interrupted):
-        small_training(tmp_path / "b", method=train_sft, prepare=stop_after("sft", 1))
-    assert small_training(tmp_path / "b", method=train_sft, resume=True).same_as(whole)
+        small_training(tmp_path / "b", method=sft_module.train, prepare=stop_after("sft", 1))
+    assert small_training(tmp_path / "b", method=sft_module.train, resume=True).same_as(whole)
 
 
 def test_without_a_whole_state_there_is_nothing_to_resume(tmp_path: Path) -> None:

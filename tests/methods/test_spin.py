@@ -11,7 +11,8 @@ import torch
 from toys import Outcome, small_config, small_training
 
 from minialign.losses import dpo_loss, spin_loss
-from minialign.methods.spin import as_spin, train_spin
+from minialign.methods import spin as spin_module
+from minialign.methods.spin import as_spin
 from minialign.training.run import Interrupted, Run
 
 ROUND = small_config().resample_every
@@ -19,7 +20,7 @@ ROUND = small_config().resample_every
 
 @pytest.fixture(scope="module")
 def spin(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return small_training(tmp_path_factory.mktemp("runs") / "spin", method=train_spin)
+    return small_training(tmp_path_factory.mktemp("runs") / "spin", method=spin_module.train)
 
 
 def test_every_comparison_is_a_demonstration_against_the_newest_samples(spin: Outcome) -> None:
@@ -76,6 +77,6 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
     folder = tmp_path / "r"
     with pytest.raises(Interrupted):
-        small_training(folder, method=train_spin, prepare=stop)
-    again = small_training(folder, method=train_spin, resume=True)
+        small_training(folder, method=spin_module.train, prepare=stop)
+    again = small_training(folder, method=spin_module.train, resume=True)
     assert again.same_as(spin)
