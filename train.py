@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 
 from minialign.commands.cli import run_main
-from minialign.commands.train import load, main, parse, prepare, save, show, train
+from minialign.commands.session import load, prepare, save, show, train
+from minialign.commands.train import main, parse
 
 
 def one_run(arguments: list[str]) -> None:

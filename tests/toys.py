@@ -17,10 +17,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from minialign.data.records import Demonstration, Sequence
-from minialign.methods.anchors import Anchors
 from minialign.methods import ditto
-from minialign.methods.lessons import Lessons
+from minialign.methods.anchors import Anchors
 from minialign.methods.knobs import DittoConfig, SFTConfig
+from minialign.methods.lessons import Lessons
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_parameters, apply_lora
 from minialign.policy.encode import encode_demonstration

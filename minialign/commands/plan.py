@@ -151,7 +151,7 @@ def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     seconds, gigabytes = duration(speed.seconds(job.work)), memory_bytes(model, job) / 1e9
     rows = [
         *_model_rows(model, job),
-        *job.source.rows(),
+        *job.source.rows(job.lessons),
         *job.work.stages,
         ("work", job.work.tokens),
         ("needs", f"at most {seconds}, about {gigabytes:.1f} GB of memory"),

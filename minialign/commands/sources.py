@@ -71,7 +71,7 @@ class Source(Protocol):
         """The lessons, the tokens of the longest text, and a warning for each that was cut."""
         ...
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
         """What the plan says of it."""
         ...
 
@@ -136,11 +136,13 @@ class Demonstrations:
         longest = max(len(example.completion_ids) for example in train)
         return Lessons(train, held_out), longest, [warning for _, warning in encoded if warning]
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
+        tokens = sum(map(len, lessons.train))
+        learned = f"{plural(len(self.train), 'demonstration')}, {tokens:,} tokens: {self.file}"
         judged = f"{plural(len(self.held_out), 'held-out demonstration')}: {self.test or self.file}"
         nothing = "nothing: give held-out demonstrations with --test FILE.jsonl"
         return [
-            ("learns from", f"{plural(len(self.train), 'demonstration')}: {self.file}"),
+            ("learns from", learned),
             ("judged by", judged if self.held_out else nothing),
         ]
 
@@ -178,7 +180,7 @@ class Scopes:
         longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
         return Lessons(train, held_out), longest, warnings
 
-    def rows(self) -> list[tuple[str, str]]:
+    def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
         if self.data.feedback:
             return [("feedback", self.data.feedback)]
         train, test = (self.data.examples("in_scope", split) for split in ("train", "test"))

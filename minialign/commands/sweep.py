@@ -20,7 +20,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from minialign.commands import train
+from minialign.commands import session
 from minialign.commands.job import Job, check_method
 from minialign.data.knobs import config_from_dict, flags_of, require
 from minialign.errors import InputError
@@ -61,7 +61,7 @@ def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
         require(name not in given, f"--sweep {name}: leave out --{name.replace('_', '-')}")
     check_method(options, given | points[0])
     if options.feedback:
-        options = train.with_data(options, given | points[0])
+        options = session.with_data(options, given | points[0])
     folders = [Path(options.out) / folder_name(point) for point in points]
     planned = zip(points, folders, strict=True)
     jobs = [job for point, folder in planned if (job := _planned(options, given | point, folder))]
@@ -73,7 +73,7 @@ def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
     same = shlex.join(part for part in sys.argv if part != "--overwrite")
     for number, job in enumerate(jobs):
         print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
-        train.run_job(job, again=f"python {same}")
+        session.run_job(job, again=f"python {same}")
     print(f"\n{summary(folders)}\n")
     print(f"on one page: {write_comparison(folders, Path(options.out) / 'comparison.html')}")
 
@@ -83,14 +83,14 @@ def _planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job 
     own = dataclasses.replace(options, sweep=(), out=str(folder))
     if (folder / "config.json").exists() and not options.overwrite:
         # With inspect it is prepared beside what is there.
-        check_same(folder, train.prepare(dataclasses.replace(own, inspect=True), given))
+        check_same(folder, session.prepare(dataclasses.replace(own, inspect=True), given))
         if is_finished(folder):
             return None
         if can_go_on(folder):
-            return train.prepare(TrainOptions(resume=str(folder)), {})
+            return session.prepare(TrainOptions(resume=str(folder)), {})
         # It was stopped before it saved anything.
         own = dataclasses.replace(own, overwrite=True)
-    return train.prepare(own, given)
+    return session.prepare(own, given)
 
 
 def grid(sweep: SequenceABC[str]) -> list[dict[str, str]]:

@@ -28,7 +28,9 @@ from minialign.methods.knobs import (
     MethodKnobs,
 )
 
-UNSEEN = "eval/nats_per_token"  # the metric of texts that were not trained on
+# The metric of texts that were not trained on.
+UNSEEN = "eval/nats_per_token"
+FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data"}
 
 
 @dataclass(frozen=True)
@@ -355,7 +357,7 @@ def card_of(name: str, source: str) -> Card:
     others = [card for card in CARDS if card.name == name]
     if others:
         can = ", ".join(card.name for card in CARDS if source in card.learns_from)
-        wanted = " or ".join(others[0].learns_from)
+        wanted = " or ".join(f"{kind} ({FLAGS[kind]})" for kind in others[0].learns_from)
         raise InputError(
             f"--method {name} learns from {wanted}, not from {source}: choose one of {can}"
         )

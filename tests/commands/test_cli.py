@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import train, write_workplace
+from cli_helpers import write_workplace
 
 from minialign.commands.cli import OneLineParser, add_flags
-from minialign.commands.job import Job, prepare
-from minialign.commands.options import SampleOptions
-from minialign.commands.plan import WASTE, Speed, Work, activation_bytes, describe, memory_bytes
+from minialign.commands.job import Job, prepare_job
+from minialign.commands.plan import WASTE, Speed, activation_bytes, describe, memory_bytes
+from minialign.commands.sample import SampleOptions
+from minialign.commands.train import parse as parse_train
 from minialign.data.knobs import config_from_dict, config_from_flags, flags_of
 from minialign.data.records import Sequence
 from minialign.errors import InputError
 from minialign.evaluation.knobs import EvaluateOptions
+from minialign.methods import ditto, sft
 from minialign.methods.knobs import LAPTOP, PAPER, RECIPES, DittoConfig
+from minialign.methods.lessons import Lessons, Work
 from minialign.policy.adapters import apply_lora, trainable_parameters
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.sample import cache_bytes
@@ -47,9 +49,9 @@ TYPED = {
 
 
 def parse(config_class: type, arguments: list[str], default: Any = None) -> dict[str, Any]:
-    parser = OneLineParser("test.py", allow_abbrev=False)
+    parser = OneLineParser("test.py", "A test.", arguments)
     add_flags(parser, config_class, "knobs", default)
-    return vars(parser.parse_args(arguments))
+    return parser.parse(arguments)
 
 
 def fields_of(config_class: type) -> list[tuple[str, ...]]:
@@ -70,7 +72,7 @@ def test_every_field_is_a_flag_with_a_help_text(config_class: type) -> None:
     flags = list(flags_of(config_class))
     assert [flag.path for flag in flags] == fields_of(config_class)
     assert len({flag.name for flag in flags}) == len(flags)
-    parser = argparse.ArgumentParser()
+    parser = OneLineParser("test.py", "A test.", ["--help-all"])
     add_flags(parser, config_class, "knobs", config_class())
     actions = {action.dest: action for action in parser._actions}
     for flag in flags:
@@ -86,7 +88,7 @@ def test_flags_of_the_options_and_of_the_knobs_never_collide() -> None:
 
 
 def test_help_shows_the_default_of_the_recipe() -> None:
-    parser = argparse.ArgumentParser()
+    parser = OneLineParser("test.py", "A test.", ["--help-all"])
     add_flags(parser, DittoConfig, "knobs", LAPTOP)
     text = " ".join(parser.format_help().split())
     assert f"peak learning rate, cosine decay (DITTO 3e-5) [{LAPTOP.sft.learning_rate}]" in text
@@ -139,13 +141,17 @@ def test_texts_are_converted_as_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("base", "given", "said"),
     [
-        (PAPER, {"learning_rat": 1.0}, "learning_rat: there is no such knob"),
+        (
+            PAPER,
+            {"learning_rat": 1.0},
+            "learning_rat: there is no such knob: did you mean learning_rate?",
+        ),
         (PAPER, {"beta": "strong"}, "beta: 'strong' is not a number"),
         (PAPER, {"max_steps": "1.5"}, "max_steps: '1.5' is not a number"),
         (
             TrainOptions(),
-            {"method": "rlhf"},
-            "method: 'rlhf' is not one of ditto, sft, spin, c3po, dpo, sft-weighted",
+            {"recipe": "rlhf"},
+            "recipe: 'rlhf' is not one of auto, paper, laptop",
         ),
         (PAPER, {"sft_batch_size": 0}, "sft_batch_size must be at least 1, not 0"),
         (PAPER, {"lora_rank": 0}, "lora_rank must be at least 1, not 0"),
@@ -218,67 +224,68 @@ def test_work_is_counted_by_hand() -> None:
     flags = {"sft_max_steps": 7, "sft_batch_size": 2, "max_new_tokens": 8, "max_steps": 5}
     flags |= {"resample_every": 2, "samples_per_prompt": 4, "pairs_per_step": 6}
     config = config_from_flags(PAPER, flags)
-    assert Work.of(config, train, ditto=True) == Work(
-        sft=7 * 2 * 20, sampled=3 * 3 * 4 * 8, preferences=5 * (3 * 20 + 6 * 8)
-    )
-    assert Work.of(config, train, ditto=False) == Work(sft=7 * 2 * 20, sampled=0, preferences=0)
+    whole, part = (method.work(Lessons(train, []), config, 100) for method in (ditto, sft))
+    compared = 5 * (3 * 20 + 6 * 8)
+    assert (whole.read, whole.written, whole.samples) == (280 + compared, 3 * 3 * 4 * 8, 3 * 4)
+    assert whole.referred == min(whole.written, compared)
+    assert (part.read, part.written, part.referred) == (7 * 2 * 20, 0, 0)
 
 
 def test_a_batch_is_never_larger_than_the_demonstrations() -> None:
     config = config_from_flags(PAPER, {"sft_max_steps": 5, "sft_batch_size": 50})
-    assert Work.of(config, [Sequence((1,), (1, 1))], ditto=False).sft == 5 * 3
+    lessons = Lessons([Sequence((1,), (1, 1))], [])
+    assert sft.work(lessons, config, 100).read == 5 * 3
 
 
 def test_seconds_are_tokens_over_speed() -> None:
     speed = Speed(training=100.0, sampling=10.0)
     # SFT, writing, the policy's reading, and the reference's of what was written, forward only
-    assert speed.seconds(Work(sft=200, sampled=60, preferences=300)) == 2 + 6 + 3 + 0.2
-    assert speed.seconds(Work(sft=0, sampled=900, preferences=300)) == 90 + 3 + 1
+    assert speed.seconds(Work(500, 60, 0, [], written=60)) == pytest.approx(2 + 3 + 0.2 + 6)
+    assert speed.seconds(Work(300, 300, 0, [], written=900)) == pytest.approx(3 + 1 + 90)
 
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     write_workplace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    options, knobs = train.parse(
+    options, knobs = parse_train(
         "--demos demos.jsonl --model toy --seed 3 --lora-rank 4 --max-length 45".split()
     )
-    return prepare(options, knobs)
+    return prepare_job(options, knobs)
 
 
-def test_sft_warns_of_knobs_that_only_ditto_reads(
+def test_sft_refuses_knobs_that_only_ditto_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_workplace(tmp_path)
     monkeypatch.chdir(tmp_path)
-    given = (
-        "--demos demos.jsonl --model toy --learning-rate 1e-4 --top-k 5 --sft-max-steps 3".split()
-    )
-    given += "--lora-rank 4 --max-length 60 --weight-decay .1".split()
-    warned = {m: prepare(*train.parse([*given, "--method", m])).warnings for m in ("sft", "ditto")}
-    (warning,) = warned["sft"]
-    assert warning.startswith("--method sft makes no use of --learning-rate, --top-k (")
-    assert warned["ditto"] == []
+    given = "--demos demos.jsonl --model toy --sft-max-steps 3 --lora-rank 4".split()
+    given += "--max-length 60 --weight-decay .1".split()
+    assert prepare_job(*parse_train([*given, "--method", "sft"])).warnings == []
+    given += ["--learning-rate", "1e-4"]
+    assert prepare_job(*parse_train([*given, "--method", "ditto"])).warnings == []
+    with pytest.raises(InputError, match="--method sft makes no use of --learning-rate: leave"):
+        prepare_job(*parse_train([*given, "--method", "sft"]))
 
 
 def plan(job: Job, seconds_per_token: float = 1.0) -> str:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.config.lora, "sft")
+    apply_lora(model, job.knobs.lora, "sft")
     return describe(model, job, Speed(1 / seconds_per_token, 1 / seconds_per_token))
 
 
 def test_the_plan_names_what_is_trained_on_what_and_its_price(job: Job) -> None:
     text = plan(job)
-    work = Work.of(job.config, job.train, ditto=True)
+    work, compared = job.work, job.work.read - sft.work(job.lessons, job.knobs, 1024).read
     for part in (
         "model  toy: ",
         "float32 on cpu",
         "recipe  laptop, method ditto, seed 3",
         "LoRA rank 4 on q_proj, k_proj, v_proj, o_proj",
-        f"3 demonstrations, {sum(map(len, job.train))} tokens: demos.jsonl",
+        f"3 demonstrations, {sum(map(len, job.lessons.train))} tokens: demos.jsonl",
         "2 held-out demonstrations: demos_test.jsonl",
-        f"{work.sft:,} tokens of SFT, at most {work.sampled:,} written",
-        f"{work.preferences:,} compared",
+        f"{work.read - compared:,} tokens of SFT, at most {work.written:,} written",
+        f"{compared:,} compared",
         f"at most {Speed(1.0, 1.0).seconds(work) / 3600:.1f} hours",
         "GB of memory",
         "writes  runs/demos/",
@@ -289,7 +296,7 @@ def test_the_plan_names_what_is_trained_on_what_and_its_price(job: Job) -> None:
 
 def test_the_plan_counts_parameters_in_millions(job: Job) -> None:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, dataclasses.replace(job.config.lora, rank=4000), "sft")
+    apply_lora(model, dataclasses.replace(job.knobs.lora, rank=4000), "sft")
     # q, o: 32 x 32; k, v: 32 to 16; two layers
     trainable = 2 * 4000 * (2 * (32 + 32) + 2 * (32 + 16))
     assert trainable == sum(p.numel() for p in trainable_parameters(model)) == 1_792_000
@@ -306,56 +313,60 @@ def test_the_plan_speaks_of_time_as_people_do(
     assert shown in needs
 
 
+def planned(job: Job, knobs: DittoConfig, tokens: int = 1024) -> Job:
+    """The same job with other knobs, and other tokens a micro-batch."""
+    work = ditto.work(job.lessons, knobs, tokens)
+    return dataclasses.replace(job, knobs=knobs, work=work)
+
+
 def test_memory_grows_with_what_is_held_at_a_time(job: Job) -> None:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.config.lora, "sft")
+    apply_lora(model, job.knobs.lora, "sft")
     small = memory_bytes(model, job)
     weights = sum(p.numel() * 4 for p in model.parameters())
     assert small > weights
-    options = dataclasses.replace(job.options, micro_batch_tokens=2 * 1024)
-    more = memory_bytes(model, dataclasses.replace(job, options=options)) - small
-    kept = activation_bytes(model.config, job.config.lora, 4, 1024, "cheap")
+    more = memory_bytes(model, planned(job, job.knobs, 2 * 1024)) - small
+    kept = activation_bytes(model.config, job.knobs.lora, 4, 1024, "cheap")
     assert more == pytest.approx(WASTE * kept, abs=1)
-    longer = dataclasses.replace(job.config, sampling=SamplingConfig(10**7))
-    assert memory_bytes(model, dataclasses.replace(job, config=longer)) > small
+    longer = dataclasses.replace(job.knobs, sampling=SamplingConfig(10**7))
+    assert memory_bytes(model, planned(job, longer)) > small
 
 
 def test_the_plan_counts_no_more_of_the_cache_than_cache_gb(job: Job) -> None:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.config.lora, "sft")
+    apply_lora(model, job.knobs.lora, "sft")
 
-    def planned(cache_gb: float) -> int:
+    def needed(cache_gb: float) -> int:
         # so many rows that they need more than the activations
         sampling = SamplingConfig(100_000, max_rows=10**6, cache_gb=cache_gb)
         config = dataclasses.replace(
-            job.config, sampling=sampling, samples_per_prompt=10**5, pairs_per_step=10
+            job.knobs, sampling=sampling, samples_per_prompt=10**5, pairs_per_step=10
         )
-        return memory_bytes(model, dataclasses.replace(job, config=config))
+        return memory_bytes(model, planned(job, config))
 
-    longest = max(len(s.prompt_ids) for s in job.train) + 100_000
+    longest = max(len(s.prompt_ids) for s in job.lessons.train) + 100_000
     row = cache_bytes(model, longest)
-    more = planned(3003.5 * row / 1e9) - planned(3000.5 * row / 1e9)
+    more = needed(3003.5 * row / 1e9) - needed(3000.5 * row / 1e9)
     assert more == pytest.approx(3 * WASTE * row, abs=1)
 
 
 def test_the_plan_knows_what_each_checkpointing_mode_keeps(job: Job) -> None:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.config.lora, "sft")
-    planned = {}
+    apply_lora(model, job.knobs.lora, "sft")
+    found = {}
     for mode in ("none", "cheap", "full"):
-        options = dataclasses.replace(
-            job.options, activation_checkpointing=mode, micro_batch_tokens=10**6
-        )
-        planned[mode] = memory_bytes(model, dataclasses.replace(job, options=options))
-    assert planned["none"] > planned["cheap"] > planned["full"]
+        options = dataclasses.replace(job.options, activation_checkpointing=mode)
+        large = planned(dataclasses.replace(job, options=options), job.knobs, 10**6)
+        found[mode] = memory_bytes(model, large)
+    assert found["none"] > found["cheap"] > found["full"]
 
 
 def test_measuring_the_speed_leaves_the_model_as_it_was(job: Job) -> None:
     model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.config.lora, "sft")
+    apply_lora(model, job.knobs.lora, "sft")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     stop_ids, training = model.stop_ids, model.training
-    speed = Speed.measured(model, job)
+    speed = Speed.measured(model, job.work)
     assert speed.training > 0 and speed.sampling > 0
     assert (model.stop_ids, model.training) == (stop_ids, training)
     for name, parameter in model.named_parameters():

@@ -14,13 +14,14 @@ from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are f
 from safetensors.torch import load_file
 
 from minialign.data.feedback import SCOPES, load_feedback_data
-from minialign.methods.cards import FEEDBACK_METHODS, UNREAD
+from minialign.data.records import FEEDBACK
+from minialign.methods.cards import CARDS
 from minialign.methods.knobs import C3PO_LAPTOP
 from minialign.policy.knobs import EVERY_LINEAR
 from minialign.training.run import Run
 
 GOING_ON = ("--data", "data/sam", "--model", "toy", "--epochs", "2", "--pairs-per-step", "2")
-METHODS = tuple(FEEDBACK_METHODS)
+METHODS = {card.name: card for card in CARDS if FEEDBACK in card.learns_from}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,10 @@ def test_a_run_leaves_its_adapter_its_record_a_preview_and_a_page(workplace: Pat
 
 
 def test_each_method_is_its_setting_of_the_loop(workplace: Path) -> None:
-    for method, fixed in FEEDBACK_METHODS.items():
+    for method, card in METHODS.items():
         run = workplace / "runs" / method
         knobs = record(run)["knobs"]
-        assert {name: knobs[name] for name in fixed} == fixed
+        assert {name: knobs[name] for name in card.fixed} == card.fixed
         names = set(metrics(run)[0])
         assert ("dpo" in names) == (method in ("c3po", "dpo"))
         kept = {f"{C3PO_LAPTOP.constraint}/{scope}" for scope in ("out", "near")}
@@ -188,7 +189,7 @@ BAD = {
     ),
     "a method of demonstrations besides a sentence": (
         ("--feedback", "Sign as Sam", "--method", "spin"),
-        "--method spin learns from --demos",
+        "--method spin learns from demonstrations (--demos)",
     ),
     "a sentence and a folder": (("--feedback", "Sign", "--data", "data/sam"), "not both"),
     "an empty sentence": (("--feedback", " ", "--out", "runs/none"), "--feedback is empty"),
@@ -206,7 +207,7 @@ def test_bad_input_is_one_line_before_anything_is_written(name: str, workplace: 
 
 
 @pytest.mark.parametrize(
-    ("method", "knob"), [(method, knob) for method in METHODS for knob in UNREAD[method]]
+    ("method", "knob"), [(name, knob) for name, card in METHODS.items() for knob in card.unread]
 )
 def test_a_knob_that_the_method_never_reads_is_refused(
     method: str, knob: str, workplace: Path
@@ -255,7 +256,7 @@ def test_every_method_is_scored_by_scope_as_counted_by_hand(workplace: Path) -> 
     outcome = call(evaluate, *runs, "--n", "2", "--max-new-tokens", "12", cwd=workplace)
     assert outcome.code == 0, outcome.err
     assert "Sign as Sam" in outcome.out and "own check: ends_with" in outcome.out
-    found = json.loads((workplace / "runs" / METHODS[0] / "evaluation.json").read_text())
+    found = json.loads((workplace / "runs" / next(iter(METHODS)) / "evaluation.json").read_text())
     names = {"in-context", "in-context + CoT", "base, again", *METHODS}
     assert set(found["methods"]) == names
     for name in names:
@@ -415,7 +416,7 @@ def test_a_sentence_becomes_a_folder_that_can_be_trained_on(
         cwd=workplace,
     )
     assert outcome.code == 0, outcome.err
-    assert "next: python train.py --method c3po --data data/made" in outcome.out
+    assert "next: python train.py --data data/made" in outcome.out
     data = load_feedback_data(workplace / "data" / "made")
     assert data.feedback == "Sign as Sam" and data.domain == "notes"
     for scope in SCOPES:

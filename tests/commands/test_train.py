@@ -204,9 +204,7 @@ def test_the_last_line_of_metrics_has_the_time_and_the_memory(finished: Finished
 def test_the_plan_is_printed_before_training_begins(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        minialign.methods.sft, "train", lambda *_, **__: print("training begins")
-    )
+    monkeypatch.setattr(minialign.methods.sft, "train", lambda *_, **__: print("training begins"))
     outcome = train_toy(workplace, "--method", "sft", "--out", tmp_path / "run")
     lines = outcome.out.split("\n")
     plan_ends = next(i for i, line in enumerate(lines) if line.startswith("      writes  "))

@@ -9,8 +9,8 @@ import pytest
 import torch
 from toys import ANCHOR_PROMPTS, fresh_policy, gradients, small_config, small_training
 
-from minialign.methods.anchors import PER_STEP, Anchors
 from minialign.methods import sft
+from minialign.methods.anchors import PER_STEP, Anchors
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.score import divergence
 from minialign.training.dealing import deal

@@ -29,8 +29,8 @@ from minialign.data.records import Sequence
 from minialign.errors import InputError
 from minialign.losses import PreferenceLoss
 from minialign.methods import ditto
-from minialign.methods.knobs import DittoConfig
 from minialign.methods import sft as sft_module
+from minialign.methods.knobs import DittoConfig
 from minialign.policy import sample as sampler
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.packing import Packed
@@ -135,7 +135,8 @@ def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> N
     slow = {"sft.max_steps": 12, "sft.learning_rate": 0.02}
     config = small_config(**slow | {"sft.stop_loss": 0.0})
     losses = [
-        m["loss"] for m in small_training(tmp_path / "a", config, method=sft_module.train).steps("sft")
+        m["loss"]
+        for m in small_training(tmp_path / "a", config, method=sft_module.train).steps("sft")
     ]
     assert len(losses) == 12
     threshold = sorted(losses)[4]
