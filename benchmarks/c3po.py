@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from minialign.data.files import replace_whole
-from minialign.methods.cards import FEEDBACK_METHODS, UNREAD
+from minialign.data.records import FEEDBACK
+from minialign.methods.cards import card_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -101,7 +102,8 @@ def words_in_scope(found: dict[str, Any], method: str) -> float:
 def knob_flag(knob: str, method: str) -> tuple[str, ...]:
     """For train.py; none for a knob that the method fixes or never reads."""
     name, _, value = knob.partition("=")
-    if name in FEEDBACK_METHODS[method] or name in UNREAD[method]:
+    card = card_of(method, FEEDBACK)
+    if name in card.fixed or name in card.unread:
         return ()
     return "--" + name.replace("_", "-"), value
 

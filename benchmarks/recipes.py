@@ -31,11 +31,12 @@ import torch
 
 from minialign.data.knobs import config_from_flags
 from minialign.data.records import held_out_split, load_demonstrations, training_split
-from minialign.methods.ditto import train_ditto
+from minialign.methods import ditto
 from minialign.methods.knobs import RECIPES, DittoConfig
-from minialign.methods.sft import adapter_nats_per_token
+from minialign.methods.lessons import Lessons
 from minialign.policy.adapters import apply_lora, set_adapter
 from minialign.policy.encode import encode_demonstration
+from minialign.policy.measure import nats_per_token
 from minialign.policy.reference import reference_policy
 from minialign.policy.sample import Completion, generate
 from minialign.policy.score import score
@@ -138,7 +139,8 @@ def measure(
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", {}, seed=arguments.seed)
-        train_ditto(model, train, config, run, held_out)
+        run.tokenizer = tokenizer
+        ditto.train(model, Lessons(train, held_out), config, run)
         metrics = [json.loads(line) for line in open(run.folder / "metrics.jsonl")]
     result: dict[str, object] = {
         "train_seconds": round(time.perf_counter() - began),
@@ -151,13 +153,8 @@ def measure(
         styles[name] = [scorer(cut(c.text, words)) for c in written[name]]
         result[f"{name}_stops"] = float(np.mean([c.finish_reason == "stop" for c in written[name]]))
         result[f"{name}_text"] = answers(0.7)[0].text
-    result["nats"] = {
-        n or "base": adapter_nats_per_token(model, n, held_out, 2048)
-        for n in (None, "sft", "ditto")
-    }
-    result["train_nats"] = {
-        n: adapter_nats_per_token(model, n, train, 2048) for n in ("sft", "ditto")
-    }
+    result["nats"] = {n or "base": nats(model, n, held_out) for n in (None, "sft", "ditto")}
+    result["train_nats"] = {n: nats(model, n, train) for n in ("sft", "ditto")}
     result["held_out_margin"] = held_out_margin(model, held_out, written["sft"], config.beta)
     result["style"] = {name: round(float(np.mean(values)), 4) for name, values in styles.items()}
     result["auc_scorer"] = win_rate(real, styles["others"])
@@ -174,6 +171,11 @@ def measure(
         round(m["loss"], 2) for m in metrics if m["stage"] == "sft" and "loss" in m
     ]
     return result
+
+
+def nats(model, adapter: str | None, texts: list) -> float | None:
+    with reference_policy(model, adapter):
+        return nats_per_token(model, texts, 2048)
 
 
 def held_out_margin(model, held_out, written: list[Completion], beta: float) -> float:

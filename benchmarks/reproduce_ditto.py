@@ -38,10 +38,10 @@ from minialign.data.records import Demonstration, Sequence, load_demonstrations
 from minialign.evaluation.contestants import Contestant, write_answers
 from minialign.evaluation.judges.style import StyleJudge
 from minialign.evaluation.texts import text_figures
-from minialign.methods.anchors import ANSWERS, TOKENS, Anchors
-from minialign.methods.ditto import train_ditto
+from minialign.methods import ditto, sft
+from minialign.methods.anchors import TOKENS
 from minialign.methods.knobs import RECIPES, DittoConfig
-from minialign.methods.sft import train_sft
+from minialign.methods.lessons import Lessons
 from minialign.methods.spin import as_spin
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora, remove_adapter, set_adapter, train_only
@@ -224,7 +224,8 @@ class Bench:
         ).values()
         learned = [d.completion for d in self.author.train]
         scores = [self.judge.scores([c.text for c in group]).tolist() for group in answers]
-        nats = None if shown else nats_per_token(self.model, name, self.held_out, 1024)
+        with reference_policy(self.model, name):
+            nats = None if shown else nats_per_token(self.model, self.held_out, 1024)
         moved = None if shown else drift(self.model, name, self.ordinary, 1024)
         set_adapter(self.model, None)
         return {
@@ -250,8 +251,8 @@ class Bench:
             return "sft"
         self._fresh()
         with tempfile.TemporaryDirectory() as scratch:
-            run = Run.create(Path(scratch) / "run", {}, seed=self.seed)
-            train_sft(self.model, self.train, self.config, run, self.held_out)
+            run = self._open_run(Path(scratch) / "run")
+            sft.train(self.model, Lessons(self.train, self.held_out), self.config, run)
         save_adapter(self.model, folder, "sft")
         return "sft"
 
@@ -264,13 +265,15 @@ class Bench:
             self._fresh()
         train_only(self.model, "sft")
         with tempfile.TemporaryDirectory() as scratch:
-            run = Run.create(Path(scratch) / "run", {}, seed=self.seed)
-            general = self._general(ANSWERS, "anchors")
-            anchors = Anchors.written(self.model, general, config.anchors, run)
-            train_ditto(
-                self.model, demonstrations or self.train, config, run, self.held_out, anchors
-            )
+            run = self._open_run(Path(scratch) / "run")
+            lessons = Lessons(demonstrations or self.train, self.held_out)
+            ditto.train(self.model, lessons, config, run)
         return "ditto"
+
+    def _open_run(self, folder: Path) -> Run:
+        run = Run.create(folder, {}, seed=self.seed)
+        run.tokenizer = self.tokenizer
+        return run
 
     def _fresh(self) -> None:
         for name in ("sft", "ditto", "reference"):
