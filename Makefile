@@ -1,8 +1,10 @@
-# make demo    set up, then train on examples/emails.jsonl, show before and after
+# make demo        set up, then train on examples/emails.jsonl, show before and after
 # make demo-c3po   set up, then teach one sentence of feedback, show the scores by scope
-# make test    set up, then run the tests
-# make check   set up, then lint, types and tests
-# make bench   set up with the peers, then measure side by side (two hours)
+# make test        set up, then run the tests
+# make check       set up, then lint, types and tests
+# make bench       set up with the peers, then measure side by side (two hours)
+# make help        these lines
+# make clean       remove what was set up
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +16,10 @@ fetch = -$(BIN)/python -m minialign fetch
 # What the default is without a GPU: the demonstration is the same everywhere.
 SMALL = --model smollm2-135m-instruct --recipe laptop
 
-.PHONY: demo demo-c3po test check bench clean
+.PHONY: help demo demo-c3po test check bench clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
 
 demo: $(VENV)/.demo
 	$(BIN)/python train.py --method ditto --demos examples/emails.jsonl $(SMALL) --overwrite

@@ -404,7 +404,7 @@ RUN_SCRIPT = (
 )
 PRESS_AT_DITTO_2 = f"""
 import signal, sys
-from minialign.run import Run
+from minialign.training.run import Run
 log = Run.log
 def log_and_press(run, stage, step, metrics):
     log(run, stage, step, metrics)

@@ -660,8 +660,10 @@ def test_ctrl_c_ends_the_process_soon_though_the_server_hangs(
     server.script, server.default = [says("yes")] * 3, hangs
     file = tmp_path / "c"
     program = (
-        "from minialign.endpoint import EndpointTeacher\n"
-        "from minialign.teacher import Ask, Cached\n"
+        # Ctrl-C must arrive also where whoever started the tests ignores it.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from minialign.feedback.endpoint import EndpointTeacher\n"
+        "from minialign.feedback.teacher import Ask, Cached\n"
         f"teacher = Cached(EndpointTeacher({server.url!r}, 'm'), {str(file)!r})\n"
         "teacher.answer([Ask((('user', str(i)),), 8, 0.0) for i in range(9)])\n"
     )
