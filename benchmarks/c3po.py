@@ -44,7 +44,7 @@ class Trained:
 
 TRAINED = {
     "c3po": Trained("C3PO", "c3po"),
-    "dpo": Trained("DPO alone", "dpo"),
+    "dpo": Trained("DPO alone", "dpo", ("learning_rate=1e-3",)),
     "dpo-gentle": Trained("DPO alone, lower rate", "dpo", ("learning_rate=1e-4",)),
     "sft": Trained("SCD", "sft"),
     "sft-weighted": Trained("SCD + negatives", "sft-weighted"),

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import os
@@ -26,6 +25,9 @@ from conftest import (
 )
 from safetensors.torch import save_file
 
+from minialign.commands import evaluate as evaluate
+from minialign.commands import sample as sample
+from minialign.commands import train as train
 from minialign.commands.cli import run_main
 
 ROOT = Path(__file__).parents[1]
@@ -42,11 +44,14 @@ HELD_OUT = [
     {"prompt": "Write about the printer.", "completion": "Hello all, the printer is broken. Kim"},
     {"prompt": "Ask for the numbers.", "completion": "Dear Sam, the numbers for Monday? Kim"},
 ]
-TINY = (
+TINY_SFT = (
     *("--sft-max-steps", "6", "--sft-learning-rate", "0.03", "--sft-stop-loss", "0"),
+    *("--lora-rank", "4"),
+)
+TINY = (
+    *TINY_SFT,
     *("--max-steps", "4", "--resample-every", "2", "--samples-per-prompt", "2"),
-    *("--pairs-per-step", "6", "--learning-rate", "0.003", "--lora-rank", "4"),
-    *("--max-new-tokens", "12"),
+    *("--pairs-per-step", "6", "--learning-rate", "0.003", "--max-new-tokens", "12"),
 )
 
 
@@ -126,21 +131,9 @@ class Outcome:
     err: str
 
 
-def load_script(name: str) -> ModuleType:
-    """A script of the repository as a module, wherever the tests are called from."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-train, sample, evaluate = map(load_script, ("train", "sample", "evaluate"))
-
-
 def call(script: ModuleType, *arguments: str | Path, cwd: Path, stdin: str = "") -> Outcome:
-    """Calls a command in this process, as its `if __name__ == "__main__"` does."""
-    program, out, err = f"{script.__name__}.py", io.StringIO(), io.StringIO()
+    """Calls a command in this process, as its door does."""
+    program, out, err = f"{script.__name__.split('.')[-1]}.py", io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
         contextlib.chdir(cwd),
@@ -156,6 +149,7 @@ def call(script: ModuleType, *arguments: str | Path, cwd: Path, stdin: str = "")
 
 def train_toy(cwd: Path, *arguments: str | Path) -> Outcome:
     """Trains the toy model of a workplace; fails the test unless that succeeds."""
-    outcome = call(train, "--demos", "demos.jsonl", "--model", "toy", *TINY, *arguments, cwd=cwd)
+    knobs = TINY_SFT if "sft" in arguments else TINY
+    outcome = call(train, "--demos", "demos.jsonl", "--model", "toy", *knobs, *arguments, cwd=cwd)
     assert outcome.code == 0, outcome.err
     return outcome

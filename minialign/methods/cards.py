@@ -23,6 +23,7 @@ from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
 from minialign.errors import InputError
 from minialign.methods.knobs import (
     C3PO_RECIPES,
+    DPO_RECIPES,
     RECIPES,
     DittoConfig,
     MethodKnobs,
@@ -306,6 +307,7 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         "dpo",
         "DPO",
         "no constraint",
+        recipes=DPO_RECIPES,
         module="minialign.methods.dpo",
         fixed=_NO_CONSTRAINT,
         unread=_HOW_CONSTRAINED,

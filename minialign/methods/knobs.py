@@ -247,3 +247,10 @@ C3PO_LAPTOP = C3POConfig(
     max_length=512,
 )
 C3PO_RECIPES = {"paper": C3PO_PAPER, "laptop": C3PO_LAPTOP}
+
+# C3PO's rate is meant for a loss with constraints. Without them it drives the model far from the
+# base, where a tenth of it does not (benchmarks/c3po.md, "drift" of "DPO alone").
+DPO_RECIPES = {
+    "paper": C3PO_PAPER,
+    "laptop": dataclasses.replace(C3PO_LAPTOP, learning_rate=1e-4),
+}

@@ -310,11 +310,11 @@ WRONG_VALUES = {
     "--expert-fraction 1.2": ["expert_fraction must lie in [0, 1]"],
     "--label-smoothing .5": ["label_smoothing must lie in [0, .5)"],
     "--max-length 3": ["max_length must be at least 16"],
-    "--method rlhf": ["--method", "'rlhf'", "ditto", "sft"],
+    "--method rlhf": ["--method", "rlhf", "ditto", "sft"],
     "--recipe best": ["--recipe", "paper", "laptop"],
     "--seed -1": ["seed must lie in [0, 2^63)"],
     "--micro-batch-tokens 0": ["micro_batch_tokens must be at least 1"],
-    "stray": ["unrecognized arguments: stray"],
+    "stray": ["stray: --demos names a file already"],
 }
 
 

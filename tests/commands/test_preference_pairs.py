@@ -161,10 +161,9 @@ def test_a_broken_file_is_named_with_its_line(text: str, said: str, tmp_path: Pa
 BAD = {
     "no such file": (("--method", "dpo", "--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
     "a broken line": (("--method", "dpo", "--data", "broken.jsonl"), "broken.jsonl, line 1"),
-    "no method": (("--data", "pairs.jsonl"), "use --method dpo or sft"),
     "constraints": (
         ("--method", "sft-weighted", "--data", "pairs.jsonl"),
-        "pairs.jsonl: preference pairs, and --method sft-weighted needs",
+        "--method sft-weighted learns from feedback (--data), not from pairs",
     ),
     "a method of demonstrations": (("--method", "ditto", "--data", "pairs.jsonl"), "--demos"),
     "a knob that the method fixes": (
@@ -331,7 +330,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result_unless_its_pairs_changed(
     assert refused.code == 2 and "pairs.jsonl: has changed" in refused.err
     file.unlink()
     refused = call(train, "--resume", "runs/stopped", cwd=workplace)
-    assert refused.code == 2 and "pairs.jsonl: cannot be read" in refused.err
+    assert refused.code == 2 and "pairs.jsonl: no such file" in refused.err
     file.write_bytes(text)
     trained(workplace, "--resume", "runs/stopped")
     assert metrics(workplace / "runs" / "stopped") == metrics(workplace / "runs" / "dpo")

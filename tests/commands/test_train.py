@@ -35,6 +35,7 @@ import minialign
 import minialign.methods.ditto  # noqa: F401  (before one test replaces what it imports)
 import minialign.methods.sft
 import minialign.training.run
+from minialign.commands import session
 from minialign.data.knobs import config_from_dict, config_from_flags
 from minialign.data.records import Sequence
 from minialign.methods.knobs import PAPER, DittoConfig
@@ -560,7 +561,7 @@ def test_ctrl_c_before_training_leaves_nothing_behind(
     def press(*_: object) -> None:  # while the model answers for the first time
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "answer", press)
+    monkeypatch.setattr(session, "answer", press)
     stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
     assert (stopped.code, stopped.err) == (130, LOADING + "\ntrain.py: stopped\n")
     assert not (tmp_path / "run").exists()
@@ -602,7 +603,7 @@ def test_an_adapter_to_go_on_from_is_refused_beside_demonstrations(
     arguments = (*INPUTS, *TINY, "--init-adapter", "nowhere", "--out", tmp_path / "run")
     outcome = call(train, *arguments, cwd=workplace)
     assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "--init-adapter belongs to --data" in outcome.err
+    assert "--init-adapter is of no use to --method ditto" in outcome.err
     assert not (tmp_path / "run").exists()
 
 

@@ -767,7 +767,8 @@ def test_an_answer_depends_on_its_own_question_alone(local: LocalTeacher) -> Non
 def test_importing_teachers_and_judge_is_light() -> None:
     """No torch and no hub before anything is asked."""
     program = (
-        "import sys, minialign.endpoint, minialign.teacher, minialign.evaluation.judge\n"
+        "import sys, minialign.feedback.endpoint, minialign.feedback.teacher\n"
+        "import minialign.evaluation.judges.model\n"
         "print({'torch', 'numpy', 'huggingface_hub', 'tokenizers'} & set(sys.modules))"
     )
     done = subprocess.run(
