@@ -150,7 +150,7 @@ def call(script: ModuleType, *arguments: str | Path, cwd: Path, stdin: str = "")
     ):
         patch.setattr(sys, "argv", [program, *map(str, arguments)])
         patch.setattr(sys, "stdin", io.StringIO(stdin))
-        run_main(program, script.main)
+        run_main(program, lambda: script.main([*map(str, arguments)]))
     return Outcome(int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
