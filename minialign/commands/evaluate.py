@@ -8,24 +8,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags
-from minialign.data.records import DEMONSTRATIONS
 from minialign.errors import InputError
-from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
-
-if TYPE_CHECKING:
-    from minialign.evaluation.contest import Contest, Results
+from minialign.evaluation.knobs import EvaluateOptions
 
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
 FIRST = (
     *("against", "judges", "test", "n", "others", "judge_model", "judge_url", "compare", "show"),
     "seed",
 )
-# Flags that only runs on demonstrations have a use for.
-FOR_DEMONSTRATIONS = ("against", "others", "general", "show")
 
 
 def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
@@ -39,62 +33,32 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
 
 def main(arguments: list[str]) -> None:
     folders, given = parse(arguments)
-    options = config_from_flags(EvaluateOptions(), given)
-    if options.compare:
+    if config_from_flags(EvaluateOptions(), given).compare:
         compare(folders)
         return
-    from minialign.training.folder import read_run_record, source_of
+    from minialign.evaluation.contest import hold, measure_of, prepare
+    from minialign.evaluation.report.page import write_report
 
-    if source_of(read_run_record(folders[0])) != DEMONSTRATIONS:
-        check_flags(given)
-        evaluate_feedback(folders, config_from_flags(FEEDBACK_EVALUATION, given))
-    else:
-        evaluate_voice(folders, options)
+    measure = measure_of(folders[0])
+    check_flags(given, measure.useless)
+    options = config_from_flags(measure.usual, given)
+    contest = prepare(folders, options)
+    places = folders if measure.everywhere else folders[:1]
+    for folder in places:
+        check_writable(folder)
+    results = hold(contest, options, folders[0] / "judge.jsonl")
+    print(results.table(options.show))
+    for folder in places:
+        file = write(folder, results.content(), options)
+        print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 
-def check_flags(given: dict[str, Any]) -> None:
-    """Raises InputError for flags that only runs on demonstrations have a use for."""
-    flags = [f"--{name}" for name in FOR_DEMONSTRATIONS if name in given]
-    if flags:
+def check_flags(given: dict[str, Any], useless: tuple[str, ...]) -> None:
+    """Raises InputError for flags that the runs' measure has no use for."""
+    if flags := [f"--{name}" for name in useless if name in given]:
         raise InputError(
             f"{', '.join(flags)}: of no use for a run that learned from feedback: leave out"
         )
-
-
-def evaluate_voice(folders: list[Path], options: EvaluateOptions) -> None:
-    """Runs that learned from demonstrations."""
-    from minialign.evaluation.contest import hold_contest, prepare_contest
-    from minialign.evaluation.report.page import write_report
-    from minialign.evaluation.tables import contest_table, side_by_side
-
-    contest = prepare_contest(folders, options)
-    check_writable(folders[0])
-    results = hold_contest(contest, options, folders[0] / "judge.jsonl")
-    print(contest_table(contest, results))
-    print(side_by_side(contest, results, options.show))
-    file = write(folders[0], voice_content(contest, results), options)
-    print(f"\nall answers and figures: {file}\non one page: {write_report(folders[0])}")
-
-
-def evaluate_feedback(folders: list[Path], options: EvaluateOptions) -> None:
-    """Runs that learned from a sentence of feedback."""
-    from minialign.evaluation.feedback_contest import (
-        feedback_content,
-        feedback_table,
-        hold_feedback_contest,
-        prepare_feedback_contest,
-    )
-    from minialign.evaluation.report.page import write_report
-
-    contest = prepare_feedback_contest(folders, options)
-    for folder in folders:
-        check_writable(folder)
-    results = hold_feedback_contest(contest, options, folders[0] / "judge.jsonl")
-    print(feedback_table(contest, results))
-    content = feedback_content(contest, results)
-    for folder in folders:
-        file = write(folder, content, options)
-        print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 
 def check_writable(folder: Path) -> None:
@@ -114,25 +78,6 @@ def compare(folders: list[Path]) -> None:
     if len(parents) > 1:
         raise InputError("--compare: the runs lie in different folders: move them into one")
     print(write_comparison(folders, folders[0].parent / "comparison.html"))
-
-
-def voice_content(contest: Contest, results: Results) -> dict[str, Any]:
-    """evaluation.json's own part: the prompts, everybody's figures and answers, the judges."""
-    return {
-        "prompts": contest.prompts,
-        "texts": [d.completion for d in contest.held_out],
-        "contestants": {
-            name: {
-                **figures,
-                "answers": [[c.text for c in group] for group in results.answers[name]],
-                "finish_reasons": [
-                    [c.finish_reason for c in group] for group in results.answers[name]
-                ],
-            }
-            for name, figures in results.figures.items()
-        },
-        "judges": [dataclasses.asdict(judgement) for judgement in results.judgements],
-    }
 
 
 def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minialign.data.records import Demonstration, Messages, Sequence, load_demonstrations
+from minialign.data.records import (
+    DEMONSTRATIONS,
+    Demonstration,
+    Messages,
+    Sequence,
+    load_demonstrations,
+)
 from minialign.errors import InputError
+from minialign.evaluation.names import BASE, FEW_SHOT
+from minialign.methods.cards import card_of, method_names
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.reference import reference_policy
@@ -23,7 +31,6 @@ from minialign.weights.tokenizer import Tokenizer
 
 Answers = list[list[Completion]]  # prompt -> answers, with their texts
 Progress = Callable[[str, int], Callable[[int, int, int], None]]
-RIVALS = ("base", "few-shot", "sft", "spin")
 
 
 # ---- before the model loads ----
@@ -62,9 +69,9 @@ def entries_of(
         runs = [Entry(folder.resolve().name, folder / "adapter") for folder in folders]
     known: dict[str, Entry] = {}
     for entry in (*rivals, *runs):
-        if entry.name == "base" and entry.source:
+        if entry.name == BASE and entry.source:
             raise InputError(
-                f"{entry.source}: only the base model itself is called base: rename this"
+                f"{entry.source}: only the base model itself is called {BASE}: rename this"
             )
         other = known.pop(entry.name, entry)
         if not entry.is_same(other):
@@ -77,38 +84,41 @@ def entries_of(
 
 
 def _rival(text: str, run: Path, method: str) -> Entry:
-    """`run` and `method` are the first run's, whose SFT and SPIN are meant."""
-    if text == "base":
-        return Entry("base")
-    if text == "few-shot":
-        return Entry("few-shot", few_shot=True)
-    if text == "sft":
-        return Entry("sft", run / "adapter" if method == "sft" else _sft_of(run))
-    if text == "spin":
-        return Entry("spin", run / "adapter" if method == "spin" else _spin_of(run))
+    """`run` and `method` are the first run's, whose stages and siblings are meant."""
+    if text == BASE:
+        return Entry(BASE)
+    if text == FEW_SHOT:
+        return Entry(FEW_SHOT, few_shot=True)
+    names = method_names(DEMONSTRATIONS)
+    if text in names:
+        return Entry(text, _adapter_of(text, run, method))
     path = Path(text)
     if path.is_dir():
         return Entry(path.resolve().name, adapter_folder(text))
     if path.is_file():
         return Entry(path.stem, file=path)
     raise InputError(
-        f"--against {text}: not one of {', '.join(RIVALS)}, nor a run folder or a file of answers"
+        f"--against {text}: not one of {', '.join((BASE, FEW_SHOT, *names))}, nor a run folder or "
+        "a file of answers"
     )
 
 
-def _sft_of(run: Path) -> Path:
-    if not (run / "adapter-sft").exists():
-        raise InputError(f"--against sft: {run / 'adapter-sft'} is not there: leave sft out")
-    return run / "adapter-sft"
-
-
-def _spin_of(run: Path) -> Path:
-    run = run if run.name else run.resolve()  # "." has no name to put -spin behind
-    folder = run.with_name(run.name + "-spin")
+def _adapter_of(name: str, run: Path, method: str) -> Path:
+    """A method's adapter: the run's own, an earlier stage's, or that of the folder RUN-name."""
+    if name == method:
+        return run / "adapter"
+    if name in [stage.name for stage in card_of(method, DEMONSTRATIONS).stages[:-1]]:
+        if not (run / f"adapter-{name}").exists():
+            raise InputError(
+                f"--against {name}: {run / f'adapter-{name}'} is not there: leave {name} out"
+            )
+        return run / f"adapter-{name}"
+    run = run if run.name else run.resolve()  # "." has no name to put -name behind
+    folder = run.with_name(f"{run.name}-{name}")
     if not (folder / "adapter").exists():
         raise InputError(
-            f"--against spin: {folder} is not there: train it with the run's command and "
-            f"--method spin --out {folder}"
+            f"--against {name}: {folder} is not there: train it with the run's command and "
+            f"--method {name} --out {folder}"
         )
     return folder / "adapter"
 

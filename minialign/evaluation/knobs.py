@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minialign.data.knobs import knob, require
+from minialign.data.records import DEMONSTRATIONS
+from minialign.evaluation.judges import JUDGES, MODEL, check_judge
+from minialign.evaluation.names import BASE, FEW_SHOT
+from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
 
 
@@ -14,11 +18,13 @@ class EvaluateOptions:
     """evaluate.py's flags, after the run folders."""
 
     against: tuple[str, ...] = knob(
-        ("base", "few-shot", "sft"),
-        "contestants: base, few-shot, sft, spin (of RUN-spin), a run folder, a file of answers",
+        (BASE, FEW_SHOT, *warm_starts()),
+        f"contestants: {BASE}, {FEW_SHOT}, a method ({', '.join(method_names(DEMONSTRATIONS))}: "
+        "RUN's own, a stage of it, or RUN-METHOD), a run folder, a file of answers",
     )
     judges: tuple[str, ...] = knob(
-        ("style",), "who judges: style (offline), model (--judge-model, --judge-url)"
+        (next(iter(JUDGES)),),
+        "who judges: style (offline), model (--judge-model, --judge-url)",
     )
     test: str = knob(
         "",
@@ -53,8 +59,8 @@ class EvaluateOptions:
         require(self.show >= 0, f"show must not be negative, not {self.show}")
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
-            require(judge in ("style", "model"), f"judges: {judge!r} is not one of style, model")
-        wants_model = "model" in self.judges
+            check_judge(judge)
+        wants_model = MODEL in self.judges
         require(
             wants_model == bool(self.judge_model),
             "--judges model and --judge-model NAME need each other",

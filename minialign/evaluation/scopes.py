@@ -14,25 +14,40 @@ thing that is checked. The row "base, again" shows by how much.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from minialign.data.checks import score_response
-from minialign.data.feedback import SCOPES, Example, FeedbackData
-from minialign.data.records import Sequence
-from minialign.evaluation.names import COT, IN_CONTEXT
+from minialign.data.feedback import (
+    SCOPES,
+    Example,
+    FeedbackData,
+    data_paths,
+    load_data,
+    load_feedback_data,
+)
+from minialign.data.records import DEMONSTRATIONS, PAIRS, Messages, Sequence
+from minialign.errors import InputError
+from minialign.evaluation.contestants import Answers, Contestant, Entry
+from minialign.evaluation.judges import MODEL
+from minialign.evaluation.judges.model import ModelJudge, Rating
+from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
+from minialign.evaluation.measure import Hall, progress_bar
+from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
 from minialign.model.transformer import CausalLM
-from minialign.policy.encode import encode_answer
-from minialign.policy.knobs import SamplingConfig
+from minialign.policy.encode import encode_answer, encode_feedback
 from minialign.policy.measure import drift, nats_per_token
 from minialign.policy.reference import reference_policy
-from minialign.policy.sample import sample
+from minialign.training.folder import adapter_folder, source_of
 from minialign.weights.tokenizer import Tokenizer
 
 Scorer = Callable[[list[tuple[str, str, str]]], list[float | None]]  # (prompt, baseline, answer)
-Progress = Callable[[str, int], Callable[[int, int, int], None]]
+Column = dict[str, list[list[str]]]  # scope -> prompt -> answers
 
 
 @dataclass(frozen=True)
@@ -95,48 +110,8 @@ def by_check(data: FeedbackData) -> Scorer:
     return scorer
 
 
-def written_answers(data: FeedbackData) -> dict[str, dict[str, list[list[str]]]]:
-    """Rivals that train nothing, as they stand in the data: method -> scope -> prompt -> answers.
-
-    A method of which any test prompt has no answer is left out.
-    """
-    found: dict[str, dict[str, list[list[str]]]] = {}
-    for name, field in ((IN_CONTEXT, "in_context"), (COT, "cot")):
-        texts = {
-            scope: [getattr(e, field) for e in data.examples(scope, "test")] for scope in SCOPES
-        }
-        if all(text for column in texts.values() for text in column):
-            found[name] = {scope: [[text] for text in column] for scope, column in texts.items()}
-    return found
-
-
-def sampled_answers(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    data: FeedbackData,
-    adapters: dict[str, str | None],
-    n: int,
-    sampling: SamplingConfig,
-    *,
-    seed: int,
-    progress: Progress,
-) -> dict[str, dict[str, list[list[str]]]]:
-    """Every adapter's n answers to every test prompt; None is the base model, again."""
-    examples = [(scope, e) for scope in SCOPES for e in data.examples(scope, "test")]
-    prompts = [tuple(tokenizer.encode_prompt(example.prompt)) for _, example in examples]
-    found: dict[str, dict[str, list[list[str]]]] = {}
-    for name, adapter in adapters.items():
-        on_token = progress(name, len(prompts) * n)
-        with reference_policy(model, adapter):
-            groups = sample(model, prompts, n, sampling, seed=seed, on_token=on_token)
-        found[name] = {scope: [] for scope in SCOPES}
-        for (scope, _), group in zip(examples, groups, strict=True):
-            found[name][scope].append([tokenizer.decode(c.ids) for c in group])
-    return found
-
-
 def scope_scores(
-    data: FeedbackData, answers: dict[str, list[list[str]]], scorer: Scorer
+    data: FeedbackData, answers: Column, scorer: Scorer
 ) -> dict[str, list[float | None]]:
     """A score an answer, by scope; all answers are judged together."""
     items, places = [], []
@@ -168,3 +143,248 @@ def kept_figures(
 
 def baseline_sequences(examples: list[Example], tokenizer: Tokenizer, limit: int) -> list[Sequence]:
     return [encode_answer(example, example.baseline, tokenizer, limit)[0] for example in examples]
+
+
+# ---- the measure ----
+
+
+@dataclass(frozen=True)
+class ScopeResults:
+    """What was found, by contestant."""
+
+    data: FeedbackData
+    scores: dict[str, ScopeScores]
+    by_answer: dict[str, dict[str, list[float | None]]]  # scope -> a score an answer
+    answers: dict[str, Column]
+    judge: str  # a line for a person: who scored
+
+    def table(self, show: int) -> str:
+        counts = [len(self.data.examples(scope, "test")) for scope in SCOPES]
+        title = "test prompts: {} in scope, {} near, {} out of scope; scored {}"
+        head = f"{'':20}{'S_in':>14}{'S_out':>14}{'(near)':>8}{'(far)':>8}{'S_overall':>15}{'drift':>8}"
+        lines = [self.data.feedback, title.format(*counts, self.judge), "", head]
+        for name, found in self.scores.items():
+            moved = "-" if found.drift is None else f"{found.drift:.3f}"
+            lines.append(
+                f"{name:20}{_pm(found.s_in.value, found.s_in.error):>14}"
+                f"{_pm(found.s_out.value, found.s_out.error):>14}"
+                f"{found.s_near.value:>8.2f}{found.s_far.value:>8.2f}"
+                f"{_pm(found.overall, found.overall_error):>15}{moved:>8}"
+            )
+        if any(found.unscored for found in self.scores.values()):
+            missing = {name: found.unscored for name, found in self.scores.items()}
+            lines.append(f"answers without a score: {missing}")
+        return "\n".join(lines)
+
+    def content(self) -> dict[str, Any]:
+        """Figures by method, and every answer by scope."""
+        data = self.data
+        return {
+            "feedback": data.feedback,
+            "domain": data.domain,
+            "effect": data.effect,
+            "scored": self.judge,
+            "methods": {name: dataclasses.asdict(found) for name, found in self.scores.items()},
+            "scopes": {
+                scope: [
+                    {
+                        "prompt": example.prompt,
+                        "baseline": example.baseline.text,
+                        "answers": {name: self.answers[name][scope][i] for name in self.answers},
+                        "scores": {name: self._of_prompt(name, scope, i) for name in self.answers},
+                    }
+                    for i, example in enumerate(data.examples(scope, "test"))
+                ]
+                for scope in SCOPES
+            },
+        }
+
+    def _of_prompt(self, name: str, scope: str, place: int) -> list[float | None]:
+        each = len(self.answers[name][scope][0])
+        return self.by_answer[name][scope][place * each : (place + 1) * each]
+
+
+def _pm(value: float, error: float) -> str:
+    return f"{value:.2f} +- {error:.2f}"
+
+
+@dataclass(frozen=True)
+class Scopes:
+    """The measure of runs that learned from a sentence of feedback."""
+
+    usual: ClassVar[EvaluateOptions] = FEEDBACK_EVALUATION
+    useless: ClassVar[tuple[str, ...]] = ("against", "others", "general", "show")
+    everywhere: ClassVar[bool] = True
+
+    data: FeedbackData
+    entries: list[Entry]
+    max_length: int  # of a text that was learned from
+    written: dict[str, tuple[tuple[str, ...], ...]]  # rivals that stand in the data
+
+    @classmethod
+    def of(
+        cls,
+        folders: SequenceABC[Path],
+        records: SequenceABC[dict[str, Any]],
+        options: EvaluateOptions,
+    ) -> Scopes:
+        _check_sources(folders, records, options)
+        data = _test_data(folders[0], options.test or records[0]["options"]["data"], options)
+        for run, record in zip(folders, records, strict=True):
+            _check_unseen(data, run, record["options"]["data"])
+        written = _written_answers(data)
+        entries = [*map(Entry, written), Entry(AGAIN)]
+        for run, record in zip(folders, records, strict=True):
+            name = record["options"]["method"] if len(folders) == 1 else run.resolve().name
+            if name in (AGAIN, IN_CONTEXT, COT, *(e.name for e in entries)):
+                raise InputError(f"{run}: there is another contestant called {name}: rename one")
+            entries.append(Entry(name, adapter_folder(str(run))))
+        return cls(data, entries, records[0]["knobs"]["max_length"], written)
+
+    @property
+    def asked(self) -> list[Messages]:
+        return [
+            [{"role": "user", "content": example.prompt}]
+            for scope in SCOPES
+            for example in self.data.examples(scope, "test")
+        ]
+
+    def contestant(self, entry: Entry, adapter: str | None) -> Contestant:
+        return Contestant(entry.name, adapter, answers=self.written.get(entry.name, ()))
+
+    def lengths(self, model: CausalLM, tokenizer: Tokenizer) -> tuple[int, int]:
+        sequences, _ = encode_feedback(self.data, "train", tokenizer, self.max_length)
+        texts = [*(s for pair in sequences.in_scope for s in pair), *sequences.near_scope]
+        return max(len(sequence.completion_ids) for sequence in texts), 0
+
+    def measured(self, hall: Hall) -> ScopeResults:
+        scoring = Scoring(self.data, hall)
+        scores, by_answer, answers = {}, {}, {}
+        for contestant in hall.contestants:
+            name = contestant.name
+            answers[name] = _by_scope(self.data, hall.answers[name])
+            by_answer[name] = scope_scores(self.data, answers[name], scoring)
+            figures = {}
+            if contestant.is_policy:
+                figures = kept_figures(
+                    hall.model,
+                    hall.tokenizer,
+                    self.data,
+                    contestant.adapter,
+                    hall.options.micro_batch_tokens,
+                )
+            scores[name] = ScopeScores.of(by_answer[name], **figures)
+        return ScopeResults(self.data, scores, by_answer, answers, scoring.describe())
+
+
+class Scoring:
+    """The check of the feedback, or a model's word where one is asked for."""
+
+    def __init__(self, data: FeedbackData, hall: Hall) -> None:
+        self.data, self.line = data, ""
+        self._check: Scorer = by_check(data)
+        self.judge = ModelJudge(hall.teacher()) if MODEL in hall.options.judges else None
+
+    def __call__(self, items: list[tuple[str, str, str]]) -> list[float | None]:
+        if self.judge is None:
+            return self._check(items)
+        ratings = [Rating(p, self.data.feedback, baseline, a) for p, baseline, a in items]
+        with progress_bar("asking the judge", 2 * len(ratings), "question") as bar:
+            report = self.judge.rate(ratings, lambda *_: bar.update())
+        self.line = self.judge.describe(report)
+        return report.scores
+
+    def describe(self) -> str:
+        if self.judge is None:
+            return "by the feedback's own check: " + ", ".join(c.kind for c in self.data.checks)
+        return self.line
+
+
+def _by_scope(data: FeedbackData, answers: Answers) -> Column:
+    groups = iter([c.text for c in group] for group in answers)
+    return {scope: [next(groups) for _ in data.examples(scope, "test")] for scope in SCOPES}
+
+
+def _written_answers(data: FeedbackData) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Rivals that train nothing, as they stand in the data: an answer a test prompt.
+
+    One of which any test prompt has no answer is left out.
+    """
+    examples = [example for scope in SCOPES for example in data.examples(scope, "test")]
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for name, field in ((IN_CONTEXT, "in_context"), (COT, "cot")):
+        texts = [getattr(example, field) for example in examples]
+        if all(texts):
+            found[name] = tuple((text,) for text in texts)
+    return found
+
+
+def _check_sources(
+    folders: SequenceABC[Path], records: SequenceABC[dict[str, Any]], options: EvaluateOptions
+) -> None:
+    """Raises InputError unless all learned from one feedback."""
+    usual = records[0]["options"]["data"]
+    for run, record in zip(folders, records, strict=True):
+        if source_of(record) == DEMONSTRATIONS:
+            raise InputError(f"{run}: learned from demonstrations: evaluate it by itself")
+        if source_of(record) == PAIRS:
+            raise InputError(
+                f"{run}: learned from preference pairs, which have no scope to score: its "
+                "report.html has the held-out pairs' figures, and --compare puts runs side by side"
+            )
+        data = record["options"]["data"]
+        if not options.test and not _same(data, usual):
+            raise InputError(
+                f"{run}: has another data than {folders[0]} ({data}, {usual}): evaluate them one "
+                "by one, or name one with --test"
+            )
+
+
+def _test_data(run: Path, folder: str, options: EvaluateOptions) -> FeedbackData:
+    if len(joined := data_paths(folder)) > 1:
+        raise InputError(
+            f"{run}: learned from several feedbacks: choose which to test with "
+            f"--test {joined[0]} or another"
+        )
+    data = load_feedback_data(folder)
+    for scope in SCOPES:
+        if not data.examples(scope, "test"):
+            raise InputError(
+                f'{folder}/{scope}.jsonl: no prompt to test on: give some lines the split "test"'
+            )
+    if MODEL not in options.judges and not data.checks:
+        raise InputError(
+            f"{folder}/feedback.json: has no check, so a model must judge: "
+            "--judges model --judge-model NAME [--judge-url URL]"
+        )
+    return data
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two runs have one data; folders are the same however they are written."""
+    return one == other or [p.resolve() for p in data_paths(one)] == [
+        p.resolve() for p in data_paths(other)
+    ]
+
+
+def _check_unseen(data: FeedbackData, run: Path, learned_from: str) -> None:
+    """Raises InputError where a prompt to test on is one that the run was trained on.
+
+    Nothing is known where the run's data is no longer there.
+    """
+    try:
+        learned = load_data(learned_from)
+    except InputError:
+        return
+    known = {
+        example.prompt.strip(): example.source
+        for scope in SCOPES
+        for example in learned.examples(scope, "train")
+    }
+    for scope in SCOPES:
+        for example in data.examples(scope, "test"):
+            if source := known.get(example.prompt.strip()):
+                raise InputError(
+                    f"{example.source}: a prompt to test on must be new, {run} was trained on it "
+                    f"({source}): choose another --test, or delete the line"
+                )

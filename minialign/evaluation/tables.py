@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence as SequenceABC
 from typing import Any
 
-from minialign.evaluation.contest import Contest, Results
+from minialign.data.records import Demonstration
+from minialign.evaluation.contestants import Answers
 from minialign.evaluation.judges.verdicts import Judgement
 
+Figures = dict[str, dict[str, Any]]  # contestant -> name of a figure -> value
 WIDTH = 100
 ROWS = (  # title, name of the figure, how it is shown
     ("nats per token (lower is better)", "nats_per_token", "{:.3f}"),
@@ -21,23 +24,23 @@ ROWS = (  # title, name of the figure, how it is shown
 )
 
 
-def contest_table(contest: Contest, results: Results) -> str:
-    names = list(results.figures)
+def contest_table(title: str, figures: Figures, judgements: SequenceABC[Judgement]) -> str:
+    names = list(figures)
     width = max(10, *(len(name) + 2 for name in names))
-    lines = [f"{len(contest.held_out)} held-out demonstrations, {results.tokens} tokens", ""]
+    lines = [title, ""]
     lines.append(f"{'':36}" + "".join(f"{name:>{width}}" for name in names))
-    rows = [ROWS[0], *_margin_rows(results), *ROWS[1:]]
-    for title, key, form in rows:
-        cells = [_cell(results.figures[name], key, form) for name in names]
+    rows = [ROWS[0], *_margin_rows(figures), *ROWS[1:]]
+    for row, key, form in rows:
+        cells = [_cell(figures[name], key, form) for name in names]
         if any(cell != "-" for cell in cells):
-            lines.append(f"{title:36}" + "".join(f"{cell:>{width}}" for cell in cells))
-    for judgement in results.judgements:
+            lines.append(f"{row:36}" + "".join(f"{cell:>{width}}" for cell in cells))
+    for judgement in judgements:
         lines += ["", *win_table(judgement, names[-1])]
     return "\n".join(lines)
 
 
-def _margin_rows(results: Results) -> list[tuple[str, str, str]]:
-    rivals = {rival: None for figures in results.figures.values() for rival in figures["margins"]}
+def _margin_rows(figures: Figures) -> list[tuple[str, str, str]]:
+    rivals = {rival: None for own in figures.values() for rival in own["margins"]}
     rows = []
     for rival in rivals:
         rows.append((f"reward margin over {rival}'s answers", f"margins/{rival}", "{:+.2f}"))
@@ -74,12 +77,14 @@ def _rate(rate: float, low: float, high: float) -> str:
     return f"{rate:4.0%}   (95 % interval {low:.0%} to {high:.0%})"
 
 
-def side_by_side(contest: Contest, results: Results, prompts: int) -> str:
+def side_by_side(
+    held_out: SequenceABC[Demonstration], answers: dict[str, Answers], prompts: int
+) -> str:
     """The person's own text and each contestant's first answer, in columns."""
     blocks = []
-    for place, demonstration in enumerate(contest.held_out[:prompts]):
+    for place, demonstration in enumerate(held_out[:prompts]):
         columns = {"the person": demonstration.completion}
-        columns |= {name: groups[place][0].text for name, groups in results.answers.items()}
+        columns |= {name: groups[place][0].text for name, groups in answers.items()}
         width = max(16, WIDTH // len(columns) - 2)
         wrapped = [
             [title[:width], "-" * width, *_wrap(text, width)] for title, text in columns.items()

@@ -26,12 +26,12 @@ from cli_helpers import (
 from loopback import Loopback, direct, fails, says, says_by, serve, server  # noqa: F401
 
 from minialign.data.records import Demonstration
-from minialign.evaluation.contest import Contest, Results
 from minialign.evaluation.contestants import Entry, entries_of
 from minialign.evaluation.judges.verdicts import Judgement
 from minialign.evaluation.judges.winrates import Interval, WinRate
 from minialign.evaluation.knobs import EvaluateOptions
-from minialign.evaluation.tables import contest_table, side_by_side
+from minialign.evaluation.tables import side_by_side
+from minialign.evaluation.voice import VoiceResults
 from minialign.feedback.endpoint import EndpointTeacher
 from minialign.policy.sample import Completion
 
@@ -104,13 +104,21 @@ def test_a_run_that_is_its_own_rival_takes_part_once_and_last(tmp_path: Path) ->
     assert len(entries_of([run, again], [record(), record()], [])) == 1
 
 
+def test_a_method_is_a_stage_of_the_run_or_a_folder_beside_it(tmp_path: Path) -> None:
+    run, beside = tmp_path / "mails", tmp_path / "mails-ditto" / "adapter"
+    beside.mkdir(parents=True)
+    (run / "adapter-sft").mkdir(parents=True)
+    found = entries_of([run], [record("spin")], ["sft", "ditto"])
+    assert [e.adapter for e in found] == [run / "adapter-sft", beside, run / "adapter"]
+
+
 @pytest.mark.usefixtures("no_model")
 class TestRefusals:
     def test_an_unknown_rival(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--against", "base,gpt")
         assert said == (
-            "--against gpt: not one of base, few-shot, sft, spin, nor a run folder or a file of "
-            "answers"
+            "--against gpt: not one of base, few-shot, ditto, sft, spin, nor a run folder or a file "
+            "of answers"
         )
 
     def test_spin_that_was_not_trained(self, workplace: Path) -> None:
@@ -200,7 +208,7 @@ class TestRefusals:
 
     def test_an_unknown_judge(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--judges", "style,jury")
-        assert said == "judges: 'jury' is not one of style, model"
+        assert said == "judges: there is no judge called 'jury': choose one of style, model"
 
     def test_more_general_prompts_than_there_are(self, workplace: Path) -> None:
         assert "ask for fewer" in refused(workplace, "runs/demos", "--general", "100000")
@@ -376,7 +384,7 @@ def test_both_judges_stand_one_below_the_other(
 # ---- tables ----
 
 
-def results(**changes: Any) -> tuple[Contest, Results]:
+def results(**changes: Any) -> VoiceResults:
     """A contest of the base model against one run, of one prompt."""
     held_out = [Demonstration([{"role": "user", "content": "Ask."}], "Mine.\n\nKim", "line 1")]
     figures = {
@@ -384,8 +392,7 @@ def results(**changes: Any) -> tuple[Contest, Results]:
         "ditto": {"nats_per_token": 1.5, "margins": {"base": 0.25}, "positive": {"base": 1.0}},
     }
     answers = {name: [[Completion(f"{name} says so", (1, 2), 0.0, "stop")]] for name in figures}
-    contest = Contest({}, [], held_out, [], [], {})
-    return contest, Results(changes.get("figures", figures), answers, changes.get("judges", []), 7)
+    return VoiceResults(held_out, figures, answers, changes.get("judges", []), 7)
 
 
 def judgement(rate: float, can_judge: bool = True) -> Judgement:
@@ -395,7 +402,7 @@ def judgement(rate: float, can_judge: bool = True) -> Judgement:
 
 
 def test_rows_stand_in_columns_and_what_nobody_has_is_left_out() -> None:
-    lines = contest_table(*results()).split("\n")
+    lines = results().table(0).rstrip("\n").split("\n")
     assert lines[0] == "1 held-out demonstrations, 7 tokens"
     assert [line.split() for line in lines[2:]] == [
         ["base", "ditto"],
@@ -408,7 +415,7 @@ def test_rows_stand_in_columns_and_what_nobody_has_is_left_out() -> None:
 
 
 def test_win_rates_are_the_last_contestants_with_everybodys_mean() -> None:
-    lines = contest_table(*results(judges=[judgement(0.625)])).split("\n")
+    lines = results(judges=[judgement(0.625)]).table(0).rstrip("\n").split("\n")
     start = lines.index("win rates, judged by style") + 1
     assert lines[start] == "  a note"
     rates = [" ".join(line.split()) for line in lines[start + 1 :]]
@@ -422,25 +429,26 @@ def test_win_rates_are_the_last_contestants_with_everybodys_mean() -> None:
 
 
 def test_a_pair_without_a_verdict_has_no_rate() -> None:
-    table = contest_table(*results(judges=[judgement(float("nan"))]))
+    table = results(judges=[judgement(float("nan"))]).table(0)
     assert "nan" not in table and table.count("(no usable verdict)") == 3
 
 
 def test_a_judge_that_cannot_judge_says_so_instead() -> None:
-    table = contest_table(*results(judges=[judgement(0.9, can_judge=False)]))
+    table = results(judges=[judgement(0.9, can_judge=False)]).table(0)
     assert "90%" not in table and "no win rates" in table
 
 
 def test_answers_stand_side_by_side_with_their_lines() -> None:
-    contest, found = results()
-    text = side_by_side(contest, found, 5)
+    found = results()
+    text = side_by_side(found.held_out, found.answers, 5)
     rows = [line.split("  ") for line in text.strip().split("\n")]
     assert rows[0] == ["prompt: Ask."]
     columns = [[cell.strip() for cell in line if cell.strip()] for line in rows[2:]]
     assert columns[0] == ["the person", "base", "ditto"]
     assert columns[2] == ["Mine.", "base says so", "ditto says so"]
     assert columns[3:] == [[], ["Kim"]]
-    assert side_by_side(contest, found, 0) == ""
+    assert side_by_side(found.held_out, found.answers, 0) == ""
+    assert found.table(5).endswith(text)
 
 
 def test_the_defaults_need_no_network() -> None:

@@ -1,1 +1,32 @@
-"""One file a judge."""
+"""One file a judge, one row a judge. A judge's module offers `build(trial)`, see verdicts.py.
+
+Nothing heavy is imported here: the flags are checked against these names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from minialign.data.knobs import nearest, require
+
+MODEL = "model"  # the judge that asks a model, which must be named
+JUDGES: dict[str, str] = {  # name -> module
+    "style": "minialign.evaluation.judges.by_style",
+    MODEL: "minialign.evaluation.judges.model",
+}
+
+
+def register(name: str, module: str) -> None:
+    """Adds a judge from outside the package. Raises InputError for a name that is taken."""
+    require(name not in JUDGES, f"there is a judge called {name} already: choose another name")
+    JUDGES[name] = module
+
+
+def check_judge(name: str) -> None:
+    """Raises InputError for a judge that is not there."""
+    require(name in JUDGES, f"judges: there is no judge called {name!r}{nearest(name, JUDGES)}")
+
+
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(JUDGES[name])

@@ -19,6 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from minialign.evaluation.judges.verdicts import Shares, Texts, Trial
+from minialign.evaluation.judges.winrates import pairs_of
 from minialign.feedback.teacher import Ask, Failure, OnDone, Teacher
 
 COMPARE = """\
@@ -45,7 +49,7 @@ NUMBER = re.compile(
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Question:
     """`example` is by the human author; which of the other two is?"""
 
     example: str
@@ -108,14 +112,12 @@ class ModelJudge:
     def __init__(self, teacher: Teacher, *, max_tokens: int = 64) -> None:
         self.teacher, self.max_tokens = teacher, max_tokens
 
-    def compare(
-        self, comparisons: Sequence[Comparison], on_done: OnDone | None = None
-    ) -> JudgeReport:
-        """A verdict each, in order. `on_done` is called for each of 2 len(comparisons) answers."""
+    def compare(self, questions: Sequence[Question], on_done: OnDone | None = None) -> JudgeReport:
+        """A verdict each, in order. `on_done` is called for each of 2 len(questions) answers."""
         advantages, counts = self._both_orders(
             [
                 (_compare(c.example, c.first, c.second), _compare(c.example, c.second, c.first))
-                for c in comparisons
+                for c in questions
             ],
             parse_letter,
             on_done,
@@ -240,3 +242,50 @@ def _json_values(text: str, field: str) -> list[str]:
             values += ["" if isinstance(value, tuple | list) else str(value) for value in named]
         start = text.find("{", end)
     return values
+
+
+# ---- in a contest ----
+
+
+class ByModel:
+    """The first answers against the first, the second against the second, and so on: each pair
+    costs two questions.
+    """
+
+    name = "model"
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial, self._judge = trial, ModelJudge(trial.teacher())
+        self._report = JudgeReport([], 0, 0, 0, 0)
+
+    @property
+    def can_judge(self) -> bool:
+        return any(verdict.share is not None for verdict in self._report.verdicts)
+
+    def describe(self) -> str:
+        return self._judge.describe(self._report)
+
+    def compare(self, texts: Texts) -> Shares:
+        examples, pairs = self._trial.examples, pairs_of(list(texts))
+        questions = [
+            Question(example, texts[a][place][i], texts[b][place][i])
+            for a, b in pairs
+            for place, example in enumerate(examples)
+            for i in range(_each(texts, a, b))
+        ]
+        done = self._trial.asking(2 * len(questions))
+        self._report = self._judge.compare(questions, lambda *_: done())
+        found = iter(np.nan if v.share is None else v.share for v in self._report.verdicts)
+        shares = {}
+        for a, b in pairs:
+            size = (len(examples), _each(texts, a, b), 1)
+            shares[a, b] = np.array([next(found) for _ in range(size[0] * size[1])]).reshape(size)
+        return shares
+
+
+def _each(texts: Texts, a: str, b: str) -> int:
+    return min(len(texts[a][0]), len(texts[b][0]))
+
+
+def build(trial: Trial) -> ByModel:
+    return ByModel(trial)

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from loopback import Loopback, direct, fails, says, says_by, server
 
 from minialign.evaluation.judges.model import (
-    Comparison,
     JudgeReport,
     ModelJudge,
+    Question,
     Rating,
     RatingReport,
     Verdict,
@@ -62,8 +62,8 @@ def in_turn(*texts: str | None) -> Scripted:
     return Scripted(lambda _: next(rest))
 
 
-def comparisons(count: int) -> list[Comparison]:
-    return [Comparison(f"example {i}", f"first {i}", f"second {i}") for i in range(count)]
+def comparisons(count: int) -> list[Question]:
+    return [Question(f"example {i}", f"first {i}", f"second {i}") for i in range(count)]
 
 
 def shares(report: JudgeReport) -> list[float | None]:
@@ -85,7 +85,7 @@ def test_a_judge_that_knows_finds_the_author_wherever_the_text_stands() -> None:
         return A if "human" in place(question, "text A") else B
 
     report = ModelJudge(Scripted(knows)).compare(
-        [Comparison("e", "human", "machine"), Comparison("e", "machine", "human")]
+        [Question("e", "human", "machine"), Question("e", "machine", "human")]
     )
     assert report == JudgeReport([Verdict(1.0), Verdict(0.0)], 4, 0, 0, 0)
 
@@ -443,7 +443,7 @@ def test_a_real_server_judges_and_is_asked_nothing_twice(
     monkeypatch.setenv("MINIALIGN_API_KEY", KEY)
     teacher = EndpointTeacher(url, "smollm2", concurrency=2)
     teacher.check()
-    pairs = [Comparison(EXAMPLE, OWN, other) for other in OTHERS]
+    pairs = [Question(EXAMPLE, OWN, other) for other in OTHERS]
     judge = ModelJudge(Cached(teacher, tmp_path / "judge.jsonl"))
     report = judge.compare(pairs)
     records = [json.loads(line) for line in (tmp_path / "judge.jsonl").open(encoding="utf-8")]
