@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.processes import ROOT
 
-ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = sorted(f for f in (BENCHMARKS / "results").glob("*.json") if "sections" in f.read_text())
 

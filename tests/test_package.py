@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from cli_helpers import ROOT, run_python
+from helpers.processes import ROOT, run_python
 
 import minialign
 

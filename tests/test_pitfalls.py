@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from toys import (
+from helpers.processes import ROOT
+from helpers.toys import (
     BOS,
     CHAT,
     EOS,
@@ -33,6 +33,7 @@ from toys import (
     spaced_tokenizer,
     with_adapter,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minialign.commands.job import check_held_out
 from minialign.data.records import Demonstration, Sequence, load_demonstrations
@@ -64,7 +65,6 @@ from minialign.policy.score import score
 from minialign.training.run import Interrupted, Run
 from minialign.weights.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parents[1]
 SOURCES = [*sorted((ROOT / "minialign").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 A, B = (1, 5, 6), (1, 9)
 

@@ -10,21 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_helpers import (
+from helpers.commands import (
     DEMOS,
     HELD_OUT,
     TINY,
     call,
     evaluate,
-    run_script,
     sample,
     train,
     train_toy,
-    tree,
-    write_checkpoint,
-    write_jsonl,
     write_workplace,
 )
+from helpers.files import tree, write_jsonl
+from helpers.models import write_checkpoint
+from helpers.processes import run_script
 
 Prepare = Callable[[Path], object]  # puts something wrong into a workplace
 

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from cli_helpers import (
+from helpers.commands import (
     DEMOS,
     HELD_OUT,
-    ROOT,
     Outcome,
     call,
     evaluate,
     sample,
     train_toy,
-    write_jsonl,
     write_workplace,
 )
+from helpers.files import write_jsonl
+from helpers.processes import ROOT
 
 import minialign
 from minialign.data.general import general_prompts

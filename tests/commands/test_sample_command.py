@@ -9,18 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    ROOT,
-    call,
-    run_python,
-    sample,
-    train_toy,
-    tree,
-    write_jsonl,
-    write_workplace,
-)
+from helpers.commands import DEMOS, HELD_OUT, call, sample, train_toy, write_workplace
+from helpers.files import tree, write_jsonl
+from helpers.processes import ROOT, run_python
 
 import minialign
 from minialign.data.records import load_demonstrations

@@ -8,18 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    TINY,
-    Outcome,
-    call,
-    train,
-    tree,
-    write_jsonl,
-    write_workplace,
-)
-from conftest import refusal
+from helpers.commands import DEMOS, HELD_OUT, TINY, Outcome, call, train, write_workplace
+from helpers.files import tree, write_jsonl
+from helpers.refusals import refusal
 
 from minialign.commands.sweep import can_go_on, folder_name, grid, is_finished, summary
 from minialign.training.run import Run

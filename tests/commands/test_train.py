@@ -15,20 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    LOADING,
-    ROOT,
-    TINY,
-    call,
-    evaluate,
-    run_python,
-    run_script,
-    train,
-    train_toy,
-    tree,
-    write_workplace,
-)
+from helpers.commands import DEMOS, LOADING, TINY, call, evaluate, train, train_toy, write_workplace
+from helpers.files import tree
+from helpers.processes import ROOT, run_python, run_script
 from safetensors.torch import load_file
 
 import minialign

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refusal
-from toys import EOS, byte_tokenizer, spaced_tokenizer
+from helpers.refusals import refusal
+from helpers.toys import EOS, byte_tokenizer, spaced_tokenizer
 
 from minialign.data.checks import Check
 from minialign.data.feedback import SCOPES, Answer, load_feedback_data

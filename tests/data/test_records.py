@@ -1,6 +1,6 @@
 """The files that people bring: every accepted form, and what becomes of a text that is too long.
 
-What is refused, and in which words, is in test_bad_input.py.
+What is refused, and in which words, is in tests/commands/test_bad_input.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import write_checkpoint, write_jsonl
+from helpers.files import write_jsonl
+from helpers.models import write_checkpoint
 
 from minialign.data.records import (
     Demonstration,

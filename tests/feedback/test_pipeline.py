@@ -15,20 +15,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import refusal
-from loopback import (
-    Handler,
-    Loopback,
-    Request,
-    cuts,
-    direct,
-    fails,
-    html,
-    raw,
-    says,
-    says_by,
-    server,
-)
+from helpers.loopback import Handler, Loopback, Request, cuts, fails, html, raw, says, says_by
+from helpers.refusals import refusal
 
 from minialign.data.checks import parse_checks
 from minialign.data.feedback import SCOPES, load_feedback_data
@@ -55,8 +43,6 @@ from minialign.feedback.pipeline import (
 )
 from minialign.feedback.stages import GIVE_UP_AFTER, Stage
 from minialign.feedback.teacher import Answer, Ask, Failure, OnDone, Reply
-
-__all__ = ["direct", "server"]  # fixtures
 
 FEEDBACK = "Use no exclamation marks in e-mails to my boss."
 CHECK = {"kind": "contains_none", "texts": ["!"]}

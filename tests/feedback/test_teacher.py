@@ -19,23 +19,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import refusal
-from loopback import (
+from helpers.loopback import (
     Loopback,
     Move,
     completion,
     cuts,
-    direct,
     fails,
     hangs,
     html,
     raw,
     says,
     says_by,
-    server,
     together,
     wants_key,
 )
+from helpers.refusals import refusal
 
 from minialign.feedback import endpoint as module
 from minialign.feedback.endpoint import LONGEST_WAIT, EndpointTeacher, parse_url
@@ -46,8 +44,6 @@ from minialign.policy.adapters import active_adapter, adapter_parameters, apply_
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import generate
 from minialign.weights.tokenizer import Tokenizer
-
-__all__ = ["direct", "server"]  # fixtures
 
 YES = Reply("yes", "stop")
 KEY = "sk-very-secret-0123456789"

@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import refusal
-from torch import Tensor
-from toys import (
+from helpers.refusals import refusal
+from helpers.toys import (
     Outcome,
     byte_tokenizer,
     change,
@@ -26,6 +25,7 @@ from toys import (
     small_model,
     with_adapter,
 )
+from torch import Tensor
 
 from minialign.data.knobs import flags_of
 from minialign.data.records import Sequence

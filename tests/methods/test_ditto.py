@@ -14,15 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import (
-    EOS,
-    TEXTS,
-    Outcome,
-    byte_tokenizer,
-    change,
-    small_config,
-    small_training,
-)
+from helpers.toys import EOS, TEXTS, Outcome, byte_tokenizer, change, small_config, small_training
 
 from minialign.data.knobs import flags_of
 from minialign.data.records import Sequence

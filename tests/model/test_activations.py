@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from helpers.toys import gradients, small_model, with_adapter
 from torch import Tensor
-from toys import gradients, small_model, with_adapter
 
 from minialign.commands.plan import activation_bytes
 from minialign.data.records import Sequence

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import refusal
+from helpers.refusals import refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

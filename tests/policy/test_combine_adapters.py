@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from helpers.refusals import refusal
 from torch import Tensor
 
 from minialign.model.config import ModelConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import EOS, byte_tokenizer, small_model, with_adapter
+from helpers.toys import EOS, byte_tokenizer, small_model, with_adapter
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.toys import gradients, naive_score, small_model, with_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import gradients, naive_score, small_model, with_adapter
 
 from minialign.data.records import Sequence
 from minialign.model.transformer import CausalLM

@@ -12,10 +12,10 @@ from typing import Any
 
 import tokenizers
 import torch
-from conftest import TOY_CONFIG, make_model
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from helpers.models import TOY_CONFIG, make_model
 from minialign.data.records import Demonstration, Sequence
 from minialign.methods.anchors import Anchors
 from minialign.methods.ditto import train_ditto

@@ -1,5 +1,5 @@
-"""What the tests of the three commands share: a toy checkpoint, demonstrations, tiny knobs, and
-ways to call a command in this process or in one of its own.
+"""What the tests of the three commands share: demonstrations, tiny knobs, and ways to call a
+command in this process.
 """
 
 from __future__ import annotations
@@ -8,29 +8,18 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-from conftest import (
-    CHAT_TEMPLATE,
-    TOY_CONFIG,
-    make_byte_level_backend,
-    make_model,
-    write_tokenizer,
-)
-from safetensors.torch import save_file
 
+from helpers.files import write_jsonl
+from helpers.models import write_checkpoint
+from helpers.processes import ROOT
 from minialign.commands.cli import run_main
 
-ROOT = Path(__file__).parents[1]
 LOADING = "timing a few steps ...\n"  # train.py's word on stderr before a silent while
-CONFIG = TOY_CONFIG
 
 # Two demonstrations share a prompt, one is not ASCII.
 DEMOS = [
@@ -50,31 +39,6 @@ TINY = (
 )
 
 
-def write_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
-    """A toy model of random weights as a folder in the Hugging Face layout; `changes` go into its
-    config.json.
-    """
-    write_tokenizer(
-        folder,
-        make_byte_level_backend(),
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        chat_template=CHAT_TEMPLATE,
-    )
-    description = {"model_type": "mistral", "eos_token_id": 2, **dataclasses.asdict(CONFIG)}
-    (folder / "config.json").write_text(json.dumps({**description, **changes}))
-    model = make_model(CONFIG, seed=seed)
-    state = {name: parameter.data for name, parameter in model.named_parameters()}
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-def write_jsonl(file: Path, records: list[dict[str, Any]]) -> Path:
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    file.write_text("".join(lines), encoding="utf-8")
-    return file
-
-
 def write_workplace(folder: Path) -> Path:
     """A folder with toy/, demos.jsonl and demos_test.jsonl, in which commands are called."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,41 +46,6 @@ def write_workplace(folder: Path) -> Path:
     write_jsonl(folder / "demos.jsonl", DEMOS)
     write_jsonl(folder / "demos_test.jsonl", HELD_OUT)
     return folder
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder: contents of files, None for folders."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in sorted(folder.rglob("*"))
-    }
-
-
-def run_python(
-    arguments: list[str], cwd: Path, stdin: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """A process of its own, its output in pipes, decoded without touching line ends."""
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment(),
-        input=None if stdin is None else stdin.encode(),
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    out, err = (text.decode("utf-8") for text in (result.stdout, result.stderr))
-    return subprocess.CompletedProcess(result.args, result.returncode, out, err)
-
-
-def environment() -> dict[str, str]:
-    """One thread: a toy model is slower on several, and results could differ in their last bit."""
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**os.environ, **threads, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
-
-
-def run_script(script: str, arguments: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    return run_python([str(ROOT / script), *arguments], cwd)
 
 
 @dataclasses.dataclass(frozen=True)

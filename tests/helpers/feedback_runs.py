@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cli_helpers import Outcome, call, train, write_jsonl
-from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
-
+from helpers.commands import Outcome, call, train
+from helpers.files import write_jsonl
 from minialign.data.feedback import SCOPES
 
 KNOBS = (
