@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import train, write_workplace
+from helpers.commands import train
+from helpers.workplaces import write_workplace
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.commands.job import Job, prepare

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.commands import DEMOS, HELD_OUT, Outcome, call, evaluate, train_toy, write_workplace
+from helpers.commands import Outcome, call, evaluate, train_toy
 from helpers.files import tree, write_jsonl
 from helpers.loopback import Loopback, fails, says, says_by, serve
 from helpers.models import write_checkpoint
+from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 from minialign.data.records import Demonstration
 from minialign.evaluation.contest import Contest, Results
