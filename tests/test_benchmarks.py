@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.processes import ROOT
 
 from minialign.data.records import FEEDBACK
 from minialign.methods.cards import method_names
 
-ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = sorted(f for f in (BENCHMARKS / "results").glob("*.json") if "sections" in f.read_text())
 

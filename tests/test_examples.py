@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli_helpers import ROOT
+from helpers.processes import ROOT
 
 from minialign.data.checks import score_response
 from minialign.data.feedback import SCOPES, FeedbackData, load_feedback_data

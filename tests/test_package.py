@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_helpers import ROOT, run_python
+from helpers.processes import ROOT, run_python
 
 import minialign
 

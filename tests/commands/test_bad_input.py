@@ -10,21 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    TINY,
-    call,
-    evaluate,
-    run_script,
-    sample,
-    train,
-    train_toy,
-    tree,
-    write_checkpoint,
-    write_jsonl,
-    write_workplace,
-)
+from helpers.commands import call, evaluate, sample, train, train_toy
+from helpers.files import tree, write_jsonl
+from helpers.models import write_checkpoint
+from helpers.processes import run_script
+from helpers.workplaces import DEMOS, HELD_OUT, TINY, write_workplace
 
 Prepare = Callable[[Path], object]  # puts something wrong into a workplace
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import write_workplace
+from helpers.workplaces import write_workplace
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.commands.job import Job, prepare_job

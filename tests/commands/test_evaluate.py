@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    ROOT,
-    Outcome,
-    call,
-    evaluate,
-    sample,
-    train_toy,
-    write_jsonl,
-    write_workplace,
-)
+from helpers.commands import Outcome, call, evaluate
+from helpers.evaluations import FAST, NATS, evaluation, naive_score, row, run_evaluation, write_runs
+from helpers.files import write_jsonl
+from helpers.processes import ROOT
+from helpers.workplaces import DEMOS, HELD_OUT
 
 import minialign
 from minialign.data.general import general_prompts
@@ -48,29 +40,11 @@ FLAGS = (
     "--general",
     f"{GENERAL}",
 )
-FAST = ("--n", "1", "--max-new-tokens", "4", "--general", "0", "--judges", "", "--show", "0")
-NATS = "nats per token (lower is better)"
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of all three methods, and answers in a file. Tests that evaluate them copy them first:
-    see `copy`.
-    """
-    folder = write_workplace(tmp_path_factory.mktemp("evaluate"))
-    train_toy(folder)
-    train_toy(folder, "--method", "sft", "--out", "runs/sft")
-    train_toy(folder, "--method", "spin", "--out", "runs/demos-spin")
-    asked = ("--prompts", "demos_test.jsonl", "--out", "mine.jsonl", "--n", "2", "--seed", "9")
-    outcome = call(sample, "--adapter", "runs/sft", *asked, "--max-new-tokens", "9", cwd=folder)
-    assert outcome.code == 0, outcome.err
-    return folder
-
-
-@pytest.fixture
-def copy(workplace: Path, tmp_path: Path) -> Path:
-    """A workplace with its own run folders, to be evaluated or spoiled."""
-    return shutil.copytree(workplace, tmp_path / "workplace")
+    return write_runs(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(scope="module")
@@ -82,25 +56,6 @@ def evaluated(workplace: Path) -> Outcome:
 def written(workplace: Path, evaluated: Outcome) -> dict[str, Any]:
     assert evaluated.code == 0, evaluated.err
     return evaluation(workplace)
-
-
-def evaluation(cwd: Path, run: str = "runs/demos") -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    text = (cwd / run / "evaluation.json").read_text(encoding="utf-8")
-    return json.loads(text, parse_constant=refuse)
-
-
-def run_evaluation(cwd: Path, *arguments: str) -> dict[str, Any]:
-    outcome = call(evaluate, *arguments, cwd=cwd)
-    assert outcome.code == 0, outcome.err
-    return evaluation(cwd, arguments[0])
-
-
-def row(out: str, title: str, occurrence: int = 0) -> list[str]:
-    lines = [line for line in out.split("\n") if line.strip().startswith(title)]
-    return lines[occurrence].strip().removeprefix(title).split()
 
 
 # ---- the same figures, one text at a time: no packing, no sharing ----
@@ -144,13 +99,6 @@ def naive(workplace: Path) -> dict[str, Any]:
 def turns(prompt: str, completion: str = "") -> list[dict[str, str]]:
     answer = [{"role": "assistant", "content": completion}] if completion else []
     return [{"role": "user", "content": prompt}, *answer]
-
-
-@torch.no_grad()
-def naive_score(model: CausalLM, prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
-    ids = torch.tensor(prompt + completion)
-    logps = model.logits(ids[None])[0].log_softmax(-1)
-    return sum(float(logps[i - 1, ids[i]]) for i in range(len(prompt), len(ids)))
 
 
 def naive_margins(naive: dict[str, Any], name: str, rival: str) -> list[float]:
@@ -457,96 +405,3 @@ def test_the_style_judge_can_learn_from_other_peoples_texts(
     judged = (*FAST, "--judges", "style", "--others", "others.jsonl")
     (judgement,) = run_evaluation(copy, "runs/demos", *judged)["judges"]
     assert "from 3 own and 17 other texts" in judgement["note"]  # 5, and 4 answers to 3 prompts
-
-
-# ---- contestants ----
-
-
-def test_an_sft_run_is_compared_with_the_base_and_few_shot(copy: Path) -> None:
-    outcome = call(evaluate, "runs/sft", *FAST, cwd=copy)
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.split("\n")[2].split() == ["base", "few-shot", "sft"]
-    nats = [float(cell) for cell in row(outcome.out, NATS)]
-    assert nats[2] < nats[0]  # it learned
-    assert "over base's" in outcome.out
-
-
-def test_spin_and_run_folders_and_files_can_be_rivals(copy: Path) -> None:
-    rivals = "base,spin,runs/sft,mine.jsonl"
-    found = run_evaluation(
-        copy, "runs/demos", *FAST, "--against", rivals, "--judges", "style", "--n", "3"
-    )
-    contestants = found["contestants"]
-    assert list(contestants) == ["base", "spin", "sft", "mine", "ditto"]
-    model, tokenizer = minialign.load(str(copy / "toy"))
-    tokens = 0
-    nats = {"spin": 0.0, "sft": 0.0}
-    for name, run in (("spin", "demos-spin"), ("sft", "sft")):
-        load_adapter(model, copy / "runs" / run / "adapter", name)
-    for record in HELD_OUT:
-        prompt = tuple(tokenizer.encode_prompt(record["prompt"]))
-        text = tuple(tokenizer.encode_completion(record["completion"]))
-        tokens += len(text)
-        for name in nats:
-            set_adapter(model, name)
-            nats[name] -= naive_score(model, prompt, text)
-    for name, total in nats.items():
-        assert contestants[name]["nats_per_token"] == pytest.approx(total / tokens, rel=1e-5)
-    lines = (copy / "mine.jsonl").read_text(encoding="utf-8").splitlines()
-    answers = [json.loads(line)["completion"].strip() for line in lines]
-    assert contestants["mine"]["answers"] == [answers[:2], answers[2:]]
-    for unknown in ("nats_per_token", "drift", "stops"):  # of texts from elsewhere
-        assert contestants["mine"][unknown] is None
-    sizes = {(w["first"], w["second"]): w["comparisons"] for w in found["judges"][0]["wins"]}
-    assert sizes["ditto", "mine"] == 2 * 3 * 2 and sizes["ditto", "spin"] == 2 * 3 * 3
-
-
-def test_several_runs_are_contestants_by_the_names_of_their_folders(copy: Path) -> None:
-    runs = ("runs/demos", "runs/sft", "runs/demos-spin")
-    found = run_evaluation(copy, *runs, *FAST, "--against", "base")
-    assert list(found["contestants"]) == ["base", "demos", "sft", "demos-spin"]
-    assert not (copy / "runs" / "sft" / "evaluation.json").exists()  # all of it in the first
-
-
-def test_a_run_alone_has_figures_and_no_judge(copy: Path) -> None:
-    found = run_evaluation(copy, "runs/demos", *FAST, "--against", "", "--judges", "style")
-    assert list(found["contestants"]) == ["ditto"] and found["judges"] == []
-    assert found["contestants"]["ditto"]["margins"] == {}
-
-
-def test_a_folder_may_have_any_name(copy: Path) -> None:
-    """A dot or a method's name is no name of an adapter within a model."""
-    for name in ("emails.v2", "keys"):
-        shutil.copytree(copy / "runs" / "sft", copy / "runs" / name)
-    found = run_evaluation(copy, "runs/emails.v2", "runs/keys", *FAST, "--against", "base")
-    assert list(found["contestants"]) == ["base", "emails.v2", "keys"]
-
-
-def test_within_the_run_folder_a_dot_is_the_run(copy: Path) -> None:
-    record = json.loads((copy / "runs" / "demos" / "config.json").read_text(encoding="utf-8"))
-    options = record["options"]
-    for name in ("demos", "test", "model"):
-        options[name] = str(copy / options[name])
-    (copy / "runs" / "demos" / "config.json").write_text(json.dumps(record), encoding="utf-8")
-    outcome = call(evaluate, ".", *FAST, "--against", "spin", cwd=copy / "runs" / "demos")
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.split("\n")[2].split() == ["spin", "ditto"]
-
-
-# ---- --compare ----
-
-
-def test_compare_puts_runs_on_one_page(copy: Path) -> None:
-    runs = ("runs/demos", "runs/sft", "runs/demos-spin")
-    outcome = call(evaluate, "--compare", *runs, cwd=copy)
-    assert (outcome.code, outcome.out) == (0, "runs/comparison.html\n")
-    page = (copy / "runs" / "comparison.html").read_text(encoding="utf-8")
-    for name in ("demos", "sft", "demos-spin"):
-        assert name in page
-    (copy / "runs" / "grid").mkdir()
-    everything = sorted(f"runs/{path.name}" for path in (copy / "runs").iterdir())  # runs/*
-    again = call(evaluate, "--compare", *everything, cwd=copy)
-    assert (again.code, again.out) == (0, "runs/comparison.html\n"), again.err
-    assert "left out, no runs: runs/comparison.html, runs/grid\n" in again.err
-    mistyped = call(evaluate, "--compare", "runs/demos", "runs/nowhere", cwd=copy)
-    assert mistyped.code == 2 and "runs/nowhere" in mistyped.err

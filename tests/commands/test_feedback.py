@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import call, evaluate, sample, train, tree, write_checkpoint
-from feedback_helpers import KNOBS, metrics, record, train_toy, write_data
-from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
+from helpers.commands import call, evaluate, sample, train
+from helpers.feedback_runs import KNOBS, metrics, record, train_toy, write_data
+from helpers.files import tree
+from helpers.loopback import Loopback, says_by
+from helpers.models import write_checkpoint
 from safetensors.torch import load_file
 
 from minialign.data.feedback import SCOPES, load_feedback_data
@@ -405,7 +407,7 @@ def answers(question: str) -> str:
 
 def test_a_sentence_becomes_a_folder_that_can_be_trained_on(
     workplace: Path,
-    server: Loopback,  # noqa: F811
+    server: Loopback,
 ) -> None:
     server.default = says_by(answers)
     outcome = call(

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from cli_helpers import call, evaluate, tree, write_checkpoint, write_jsonl
-from feedback_helpers import metrics, record, train_toy, write_data
+from helpers.commands import call, evaluate
+from helpers.feedback_runs import metrics, record, train_toy, write_data
+from helpers.files import tree, write_jsonl
+from helpers.models import write_checkpoint
 
 from minialign.data.feedback import SCOPES, join_feedbacks, load_feedback_data
 from minialign.errors import InputError
@@ -17,7 +19,7 @@ BOTH = "data/sam,data/kim"
 
 
 def renamed(folder: Path, name: str) -> Path:
-    """The data of test_feedback_cli.py, with prompts and a signature of its own."""
+    """The data of test_feedback.py, with prompts and a signature of its own."""
     write_data(folder)
     for file in (folder / "feedback.json", *(folder / f"{scope}.jsonl" for scope in SCOPES)):
         text = file.read_text().replace("Sam", name).replace("_scope ", f"_scope {name} ")

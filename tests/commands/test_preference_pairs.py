@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import Outcome, call, evaluate, train, tree, write_checkpoint, write_jsonl
-from conftest import refusal
-from toys import EOS, byte_tokenizer
+from helpers.commands import Outcome, call, evaluate, train
+from helpers.feedback_runs import metrics
+from helpers.files import tree, write_jsonl
+from helpers.models import write_checkpoint
+from helpers.refusals import refusal
+from helpers.toys import EOS, byte_tokenizer
 
 from minialign.data.feedback import Answer, load_preference_pairs
 from minialign.policy.encode import encode_feedback
@@ -55,11 +58,6 @@ def trained(cwd: Path, *arguments: str) -> Outcome:
     outcome = call(train, *arguments, cwd=cwd)
     assert outcome.code == 0, outcome.err
     return outcome
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
 
 
 def weights(run: Path) -> bytes:

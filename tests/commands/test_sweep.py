@@ -8,19 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    TINY,
-    TINY_SFT,
-    Outcome,
-    call,
-    train,
-    tree,
-    write_jsonl,
-    write_workplace,
-)
-from conftest import refusal
+from helpers.commands import Outcome, call, train
+from helpers.files import tree, write_jsonl
+from helpers.refusals import refusal
+from helpers.workplaces import DEMOS, HELD_OUT, TINY, TINY_SFT, write_workplace
 
 from minialign.commands.sweep import can_go_on, folder_name, grid, is_finished, summary
 from minialign.training.run import Run
@@ -64,11 +55,6 @@ def test_the_table_shows_what_a_run_last_said_of_each_metric(tmp_path: Path) -> 
         ["a", "0.750", "-", "-", "-"],
         ["b", "1.000", "1.500", "0.125", "0.250"],
     ]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_workplace(tmp_path_factory.mktemp("sweep"))
 
 
 def sweep(workplace: Path, *arguments: str) -> Outcome:

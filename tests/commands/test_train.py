@@ -7,97 +7,37 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    LOADING,
-    ROOT,
-    TINY,
-    call,
-    evaluate,
-    run_python,
-    run_script,
-    train,
-    train_toy,
-    tree,
-    write_workplace,
+from helpers.commands import call, evaluate, train, train_toy
+from helpers.files import tree
+from helpers.processes import ROOT, run_python, run_script
+from helpers.runs import (
+    INPUTS,
+    PROMPT,
+    RUN_SCRIPT,
+    Finished,
+    metrics,
+    results,
+    weights,
+    without_seconds,
 )
-from safetensors.torch import load_file
+from helpers.workplaces import DEMOS, LOADING, TINY
 
 import minialign
 import minialign.methods.ditto  # noqa: F401  (before one test replaces what it imports)
 import minialign.methods.sft
-import minialign.training.run
-from minialign.commands import session
 from minialign.data.knobs import config_from_dict, config_from_flags
 from minialign.data.records import Sequence
 from minialign.methods.knobs import PAPER, DittoConfig
 from minialign.methods.sft import _with_prompt
 from minialign.policy.packing import Packed
 from minialign.policy.peft import load_adapter
-from minialign.training.run import Run
 from minialign.weights.tokenizer import Tokenizer
 
-PROMPT = 'Say "no" to Sam\'s $HOME bill.'  # what a shell must not touch
-INPUTS = ("--demos", "demos.jsonl", "--model", "toy")
 SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter"}
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A whole run in a process of its own."""
-
-    process: subprocess.CompletedProcess[str]
-    cwd: Path
-    folder: Path
-
-    @property
-    def lines(self) -> list[str]:
-        return self.process.stdout.split("\n")
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_workplace(tmp_path_factory.mktemp("train"))
-
-
-@pytest.fixture(scope="module")
-def finished(workplace: Path) -> Finished:
-    arguments = [*INPUTS, *TINY, "--out", "runs/the first", "--prompt", PROMPT]
-    process = run_script("train.py", arguments, workplace)
-    return Finished(process, workplace, workplace / "runs" / "the first")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_seconds(folder: Path) -> list[dict[str, Any]]:
-    """What two runs with the same seed have in common: not their time, nor their memory."""
-    machine = ("seconds", "peak_bytes")
-    return [{k: v for k, v in line.items() if k not in machine} for line in metrics(folder)]
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """What must not differ by one bit between two runs with the same seed."""
-    return {
-        "samples": (folder / "samples.jsonl").read_bytes(),
-        "adapter": weights(folder / "adapter"),
-        "adapter-sft": weights(folder / "adapter-sft"),
-    }
-
-
-def weights(folder: Path) -> bytes:
-    file = folder / "adapter_model.safetensors"
-    assert len(load_file(file)) == 2 * 4 * 2  # A and B of four layers in two blocks
-    return file.read_bytes()
 
 
 def before_and_after(text: str) -> tuple[str, str]:
@@ -398,203 +338,7 @@ def test_micro_batches_change_the_memory_and_not_the_losses(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 6
 
 
-# ---- Ctrl-C and going on ----
-
-RUN_SCRIPT = (
-    "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-PRESS_AT_DITTO_2 = f"""
-import signal, sys
-from minialign.training.run import Run
-log = Run.log
-def log_and_press(run, stage, step, metrics):
-    log(run, stage, step, metrics)
-    if (stage, step) == ("ditto", 2):
-        signal.raise_signal(signal.SIGINT)
-Run.log = log_and_press
-{RUN_SCRIPT}
-"""
-
-
-@pytest.fixture
-def press_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """`press_at("sft", 2)`: Ctrl-C is pressed once that step was logged."""
-
-    def press_at(*when: object, times: int = 1) -> None:
-        log = Run.log
-
-        pressed = []
-
-        def log_and_press(run: Run, stage: str, step: int, measured: dict[str, Any]) -> None:
-            log(run, stage, step, measured)
-            if (stage, step) == when and not pressed:
-                pressed.append(when)
-                for _ in range(times):
-                    signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(Run, "log", log_and_press)
-
-    before = signal.getsignal(signal.SIGINT)
-    yield press_at
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_ctrl_c_in_a_process_says_how_to_go_on_and_going_on_ends_the_same(
-    workplace: Path, finished: Finished
-) -> None:
-    out = ["--out", "runs/cut short", "--prompt", PROMPT]
-    script = str(ROOT / "train.py")
-    stopped = run_python(["-c", PRESS_AT_DITTO_2, script, *INPUTS, *TINY, *out], workplace)
-    assert stopped.returncode == 130
-    assert "--- after ---" not in stopped.stdout
-    lines = stopped.stderr.removeprefix(LOADING).strip().split("\n")
-    assert lines[0] == "finishing this step, then saving (Ctrl-C again: stop at once)"
-    assert lines[1:] == [
-        "saved; go on with: python train.py --resume 'runs/cut short'"
-    ]  # and no traceback
-    command = shlex.split(lines[1].split("go on with: ")[1])
-    resumed = run_script(command[1], command[2:], workplace)
-    assert (resumed.returncode, resumed.stderr) == (0, LOADING)
-    folder = workplace / "runs" / "cut short"
-    assert results(folder) == results(finished.folder)
-    assert without_seconds(folder) == without_seconds(finished.folder)
-    assert not (folder / "state").exists()
-    assert (folder / "report.html").exists()
-    previews = [(f / "preview.json").read_bytes() for f in (folder, finished.folder)]
-    assert previews[0] == previews[1]
-    tail = finished.process.stdout.split("--- prompt ---")[1].split("all of it")[0]
-    assert tail in resumed.stdout  # the same before and after
-
-
-@pytest.mark.parametrize("when", [("sft", 0), ("sft", 2), ("sft", 5), ("ditto", 0), ("ditto", 1)])
-def test_a_run_interrupted_at_any_step_ends_the_same(
-    workplace: Path,
-    finished: Finished,
-    tmp_path: Path,
-    press_at: Callable[..., None],
-    when: tuple[str, int],
-) -> None:
-    press_at(*when)
-    stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
-    assert stopped.code == 130
-    assert set(tree(tmp_path / "run" / "state")) == {"state.safetensors"}
-    assert not (tmp_path / "run" / "report.html").exists()
-    resumed = call(train, "--resume", tmp_path / "run", cwd=workplace)
-    assert resumed.code == 0, resumed.err
-    assert (tmp_path / "run" / "report.html").exists()
-    assert results(tmp_path / "run") == results(finished.folder)
-    assert without_seconds(tmp_path / "run") == without_seconds(finished.folder)
-
-
-def test_a_run_interrupted_while_it_writes_answers_ends_the_same(
-    workplace: Path, finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    progress = Run.sampling_progress
-    written = []
-
-    def press_at_fifth_token(run: Run, number: int, count: int) -> Callable[[int, int, int], None]:
-        on_token = progress(run, number, count)
-
-        def on_token_and_press(*what: int) -> None:
-            if number == 1:
-                written.append(what)
-            if len(written) == 5:
-                signal.raise_signal(signal.SIGINT)
-            on_token(*what)
-
-        return on_token_and_press
-
-    monkeypatch.setattr(Run, "sampling_progress", press_at_fifth_token)
-    stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
-    monkeypatch.undo()
-    assert stopped.code == 130
-    assert len(written) == 5  # it does not wait for the round to end
-    resumed = call(train, "--resume", tmp_path / "run", cwd=workplace)
-    assert resumed.code == 0, resumed.err
-    assert results(tmp_path / "run") == results(finished.folder)
-
-
-def test_a_run_can_be_interrupted_twice(
-    workplace: Path, finished: Finished, tmp_path: Path, press_at: Callable[..., None]
-) -> None:
-    press_at("sft", 3)
-    assert call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace).code == 130
-    press_at("ditto", 1)
-    assert call(train, "--resume", tmp_path / "run", cwd=workplace).code == 130
-    assert call(train, "--resume", tmp_path / "run", cwd=workplace).code == 0
-    assert results(tmp_path / "run") == results(finished.folder)
-
-
-def test_a_second_ctrl_c_stops_at_once(
-    workplace: Path, tmp_path: Path, press_at: Callable[..., None]
-) -> None:
-    press_at("ditto", 1, times=2)
-    stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
-    assert stopped.code == 130
-    assert stopped.err.endswith("\ntrain.py: stopped\n")
-    assert metrics(tmp_path / "run")[-1]["step"] == 1
-    assert not (tmp_path / "run" / "state").exists()
-    again = call(train, "--resume", tmp_path / "run", cwd=workplace)
-    assert again.code == 2 and "before it saved" in again.err and "--overwrite" in again.err
-
-
-def test_a_run_that_was_killed_goes_on_from_its_last_save(
-    workplace: Path,
-    finished: Finished,
-    tmp_path: Path,
-    press_at: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(minialign.training.run, "SAVE_EVERY_SECONDS", -1.0)  # before every step
-    press_at("ditto", 1, times=2)
-    assert call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace).code == 130
-    assert metrics(tmp_path / "run")[-1]["step"] == 1  # written after the save, to be redone
-    resumed = call(train, "--resume", tmp_path / "run", cwd=workplace)
-    assert resumed.code == 0, resumed.err
-    assert results(tmp_path / "run") == results(finished.folder)
-    assert without_seconds(tmp_path / "run") == without_seconds(finished.folder)
-
-
-def test_ctrl_c_before_training_leaves_nothing_behind(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def press(*_: object) -> None:  # while the model answers for the first time
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(session, "answer", press)
-    stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
-    assert (stopped.code, stopped.err) == (130, LOADING + "\ntrain.py: stopped\n")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def interrupted(tmp_path: Path, press_at: Callable[..., None]) -> Path:
-    """A workplace of its own with an interrupted run in runs/demos."""
-    write_workplace(tmp_path)
-    press_at("ditto", 1)
-    assert call(train, *INPUTS, *TINY, cwd=tmp_path).code == 130
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--max-steps", "9"),
-        ("--lora-rank", "2"),
-        ("--seed", "5"),
-        ("--demos", "demos.jsonl"),
-        ("--data", "data/sam"),
-        ("--feedback", "Sign as Sam"),
-        ("--out", "elsewhere"),
-        ("--overwrite",),
-    ],
-)
-def test_resume_refuses_other_knobs(interrupted: Path, flags: tuple[str, ...]) -> None:
-    before = tree(interrupted)
-    outcome = call(train, "--resume", "runs/demos", *flags, cwd=interrupted)
-    assert outcome.code == 2
-    assert outcome.err == (f"train.py: --resume keeps the knobs of the run: leave out {flags[0]}\n")
-    assert tree(interrupted) == before
+# ---- what is refused ----
 
 
 def test_an_adapter_to_go_on_from_is_refused_beside_demonstrations(
@@ -605,68 +349,3 @@ def test_an_adapter_to_go_on_from_is_refused_beside_demonstrations(
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert "--init-adapter is of no use to --method ditto" in outcome.err
     assert not (tmp_path / "run").exists()
-
-
-def test_resume_refuses_demonstrations_that_changed(interrupted: Path) -> None:
-    demos = interrupted / "demos.jsonl"
-    text = demos.read_text(encoding="utf-8")
-    demos.write_text(text.replace("nine", "ten"), encoding="utf-8")
-    before = tree(interrupted)
-    outcome = call(train, "--resume", "runs/demos", cwd=interrupted)
-    assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert "demos.jsonl: has changed" in outcome.err and "start a new run" in outcome.err
-    assert tree(interrupted) == before
-    demos.write_text(text, encoding="utf-8")
-    assert call(train, "--resume", "runs/demos", cwd=interrupted).code == 0
-
-
-def test_resume_of_a_finished_run_says_so_at_once(finished: Finished) -> None:
-    before = tree(finished.cwd)
-    outcome = call(train, "--resume", finished.folder, cwd=finished.cwd)
-    assert (outcome.code, outcome.out) == (2, "")
-    assert outcome.err.count("\n") == 1 and "the run is finished" in outcome.err
-    assert tree(finished.cwd) == before
-
-
-def test_resume_refuses_a_damaged_state(interrupted: Path) -> None:
-    state = interrupted / "runs" / "demos" / "state" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:100])
-    before = tree(interrupted)
-    outcome = call(train, "--resume", "runs/demos", cwd=interrupted)
-    assert outcome.code == 2 and outcome.err.count("\n") == 1
-    assert str(state.parent.relative_to(interrupted)) in outcome.err
-    assert tree(interrupted) == before
-
-
-# ---- --help ----
-
-HELP = """
-import runpy, sys, time
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as left:
-    assert not left.code
-heavy = {"torch", "numpy", "tokenizers", "safetensors", "jinja2", "tqdm", "huggingface_hub"}
-print("seconds", time.process_time(), *sorted(heavy & set(sys.modules)))
-"""
-
-
-@pytest.mark.parametrize("script", ["train.py", "sample.py", "evaluate.py"])
-def test_help_answers_at_once_and_imports_nothing_heavy(script: str) -> None:
-    process = run_python(["-c", HELP, str(ROOT / script), "--help"], ROOT)
-    assert process.returncode == 0, process.stderr
-    *text, last = process.stdout.strip().split("\n")
-    name, seconds, *heavy = last.split()
-    assert (name, heavy) == ("seconds", [])
-    assert float(seconds) < 0.5
-    assert text[0].startswith(f"usage: {script}")
-
-
-def test_help_fits_a_narrow_terminal_and_shows_no_empty_defaults(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    text = call(train, "--help", cwd=ROOT).out
-    assert "usage: train.py" in text and "[]" not in text
-    assert max(map(len, text.split("\n"))) <= 80

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import refusal
+from helpers.refusals import refusal
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refusal
-from toys import EOS, byte_tokenizer, spaced_tokenizer
+from helpers.refusals import refusal
+from helpers.toys import EOS, byte_tokenizer, spaced_tokenizer
 
 from minialign.data.checks import Check
 from minialign.data.feedback import SCOPES, Answer, load_feedback_data
-from minialign.data.general import general_prompts
 from minialign.policy import encode
 from minialign.policy.encode import encode_feedback
 
@@ -253,23 +252,3 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert refusal(lambda: load_feedback_data(folder)) == f"{folder}: no such folder"
     folder.write_text("")
     assert refusal(lambda: load_feedback_data(folder)) == f"{folder}: is no folder"
-
-
-# ---- general prompts ----
-
-
-def test_general_prompts_are_drawn_without_repetition_by_seed() -> None:
-    first = general_prompts(20, seed=0)
-    assert len(set(first)) == 20 and all(prompt.strip() for prompt in first)
-    assert general_prompts(20, seed=0) == first
-    assert general_prompts(20, seed=1) != first
-    assert "ask for fewer" in refusal(lambda: general_prompts(10**6, seed=0))
-
-
-def test_drift_is_never_measured_on_prompts_that_anchored_the_model() -> None:
-    everything = set(general_prompts(340, seed=0))
-    anchors = set(general_prompts(170, 0, "anchors"))
-    drift = set(general_prompts(170, 0, "drift"))
-    assert not anchors & drift
-    assert anchors | drift == everything
-    assert "ask for fewer" in refusal(lambda: general_prompts(171, 0, "drift"))

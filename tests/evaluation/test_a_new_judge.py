@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_helpers import call, evaluate, train_toy, write_workplace
+from helpers.commands import call, evaluate, train_toy, write_workplace
 
 from minialign.errors import InputError
 from minialign.evaluation import judges

@@ -11,19 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    Outcome,
-    call,
-    evaluate,
-    train_toy,
-    tree,
-    write_checkpoint,
-    write_jsonl,
-    write_workplace,
-)
-from loopback import Loopback, direct, fails, says, says_by, serve, server  # noqa: F401
+from helpers.commands import Outcome, call, evaluate, train_toy
+from helpers.files import tree, write_jsonl
+from helpers.loopback import Loopback, fails, says, says_by, serve
+from helpers.models import write_checkpoint
+from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Entry, entries_of
@@ -277,7 +269,7 @@ def prefers_the_longer(question: str) -> str:
 
 def test_a_model_judge_is_asked_in_both_orders_and_nothing_twice(
     workplace: Path,
-    server: Loopback,  # noqa: F811
+    server: Loopback,
 ) -> None:
     server.default = says_by(prefers_the_longer)  # the longer text, so the orders agree
     outcome, judgement = judged(workplace, "--judge-url", server.url)
@@ -321,7 +313,7 @@ def example_of(question: str) -> str:
 
 def test_answers_that_fail_or_cannot_be_read_are_counted_and_not_guessed(
     workplace: Path,
-    server: Loopback,  # noqa: F811
+    server: Loopback,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.default = says('{"answer": "A"}')
@@ -351,7 +343,7 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_judge_that_never_answers_has_no_win_rates_and_the_file_is_json(
     workplace: Path,
-    server: Loopback,  # noqa: F811
+    server: Loopback,
 ) -> None:
     server.script, server.default = [says("yes")], says("I would rather not.")
     outcome, judgement = judged(workplace, "--judge-url", server.url)
@@ -371,7 +363,7 @@ def test_a_local_model_can_judge(workplace: Path) -> None:
 
 def test_both_judges_stand_one_below_the_other(
     workplace: Path,
-    server: Loopback,  # noqa: F811
+    server: Loopback,
 ) -> None:
     server.default = says_by(prefers_the_longer)
     both = ("--judges", "style,model", "--judge-url", server.url)

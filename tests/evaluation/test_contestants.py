@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_helpers import write_jsonl
-from toys import byte_tokenizer, small_model, with_adapter
+from helpers.files import write_jsonl
+from helpers.toys import byte_tokenizer, small_model, with_adapter
 
 from minialign.data.records import Demonstration, Sequence
 from minialign.errors import InputError

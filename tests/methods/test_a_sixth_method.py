@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import call, evaluate, train, write_workplace
+from helpers.commands import call, evaluate, train
+from helpers.workplaces import write_workplace
 
 from minialign.data.records import DEMONSTRATIONS
 from minialign.methods import cards

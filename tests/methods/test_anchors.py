@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import ANCHOR_PROMPTS, fresh_policy, gradients, small_config, small_training
+from helpers.toys import ANCHOR_PROMPTS, fresh_policy, gradients, small_config, small_training
 
 from minialign.methods import sft
 from minialign.methods.anchors import PER_STEP, Anchors

@@ -1,21 +1,18 @@
-"""DITTO from end to end at toy size: its first step, its knobs, and going on after a stop."""
+"""DITTO from end to end at toy size: its first step, its knobs, and its record."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
-import platform
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from toys import (
+from helpers.toys import (
     EOS,
+    HELD_OUT,
     TEXTS,
     Outcome,
     byte_tokenizer,
@@ -26,7 +23,6 @@ from toys import (
 
 from minialign.data.knobs import flags_of
 from minialign.data.records import Sequence
-from minialign.errors import InputError
 from minialign.losses import PreferenceLoss
 from minialign.methods import ditto
 from minialign.methods import sft as sft_module
@@ -35,19 +31,10 @@ from minialign.policy import sample as sampler
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.packing import Packed
 from minialign.policy.sample import Completion
-from minialign.training import run as run_module
-from minialign.training.dealing import deal
-from minialign.training.run import Interrupted, Run
 
-HELD_OUT = [Sequence((1, 87, 85), (70, 71, EOS)), Sequence((1, 87), (71, EOS))]
 ONE_DEMONSTRATION = TEXTS[:1]
 ONE_PROMPT = (("say hi", "hello"), ("say hi", "abc!"))
 FIFTY = tuple((f"topic {i}", f"text {i}") for i in range(50))
-
-
-@pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    return small_training(tmp_path_factory.mktemp("runs") / "baseline", held_out=HELD_OUT)
 
 
 # ---- the first step ----
@@ -81,14 +68,6 @@ def test_the_first_loss_is_ln_2_and_every_margin_exactly_0(
 
 
 # ---- it learns ----
-
-
-def test_sft_learns_the_demonstrations_by_heart_when_allowed_to(tmp_path: Path) -> None:
-    config = small_config(
-        **{"sft.max_steps": 80, "sft.learning_rate": 0.02, "sft.batch_size": 4, "lora.rank": 16}
-    )
-    steps = small_training(tmp_path / "r", config, method=sft_module.train).steps("sft")
-    assert steps[0]["loss"] > 4 and steps[-1]["loss"] < 0.5
 
 
 def test_dpo_separates_demonstrations_from_samples(tmp_path: Path) -> None:
@@ -128,37 +107,9 @@ def test_any_number_of_demonstrations_works(
     assert counts == len(texts) * [2 * 3]
 
 
-# ---- SFT ----
-
-
-def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> None:
-    slow = {"sft.max_steps": 12, "sft.learning_rate": 0.02}
-    config = small_config(**slow | {"sft.stop_loss": 0.0})
-    losses = [
-        m["loss"]
-        for m in small_training(tmp_path / "a", config, method=sft_module.train).steps("sft")
-    ]
-    assert len(losses) == 12
-    threshold = sorted(losses)[4]
-    stopped = small_training(
-        tmp_path / "b", change(config, {"sft.stop_loss": threshold}), method=sft_module.train
-    )
-    first = next(i for i, loss in enumerate(losses) if loss < threshold)
-    assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
-
-
 def test_sft_may_be_left_out(tmp_path: Path) -> None:
     outcome = small_training(tmp_path / "r", small_config(**{"sft.max_steps": 0, "max_steps": 1}))
     assert outcome.steps("sft") == [] and len(outcome.steps("ditto")) == 1
-
-
-def test_sft_batches_deal_every_demonstration_before_any_twice() -> None:
-    items = [Sequence((1,), (i,)) for i in range(7)]
-    dealt = [s for step in range(7) for s in deal(items, 3, step, "0/sft")]
-    for epoch in range(3):
-        assert set(dealt[7 * epoch : 7 * (epoch + 1)]) == set(items)
-    assert dealt[:7] != dealt[7:14]
-    assert len(deal(items[:2], 5, 0, "0/sft")) == 2
 
 
 # ---- the same again ----
@@ -204,6 +155,7 @@ def test_held_out_metrics_are_logged_once_after_sft_and_at_each_round_s_end(
 
 
 # ---- the knobs ----
+
 
 SFT_KNOBS: dict[str, dict[str, Any]] = {
     "lora.rank": {"lora.rank": 5},
@@ -350,113 +302,6 @@ def test_no_pass_reads_more_than_micro_batch_tokens_or_twice_for_one_prompt_or_o
     assert all(within for _, within in passes)
 
 
-# ---- going on ----
-
-Tamper = Callable[[Run], None]
-
-
-def stop_after(stage: str, step: int) -> Tamper:
-    """As a person would: Ctrl-C while a step is at work."""
-
-    def prepare(run: Run) -> None:
-        log = run.log
-
-        def log_and_stop(at_stage: str, at_step: int, metrics: dict[str, Any]) -> None:
-            log(at_stage, at_step, metrics)
-            run.interrupted |= (at_stage, at_step) == (stage, step)
-
-        run.log = log_and_stop  # type: ignore[method-assign]
-
-    return prepare
-
-
-def stop_in_round(number: int, token: int) -> Tamper:
-    """Ctrl-C while a round of sampling is being written."""
-
-    def prepare(run: Run) -> None:
-        progress = run.sampling_progress
-
-        def stopping(round_number: int, completions: int) -> Callable[[int, int, int], None]:
-            on_token = progress(round_number, completions)
-            written = iter(range(10**6))
-
-            def count(prompt: int, sample: int, token_id: int) -> None:
-                run.interrupted |= (round_number, next(written)) == (number + 1, token)
-                on_token(prompt, sample, token_id)
-
-            return count
-
-        run.sampling_progress = stopping  # type: ignore[method-assign]
-
-    return prepare
-
-
-STOPS = {
-    "in SFT": [stop_after("sft", 1)],
-    "in SFT's last step": [stop_after("sft", 3)],
-    "in round 0": [stop_in_round(0, 7)],
-    "in DPO": [stop_after("ditto", 0)],
-    "in the last step of a round": [stop_after("ditto", 3)],
-    "in round 2": [stop_in_round(2, 20)],
-    "again and again": [stop_after("sft", 0), stop_in_round(1, 3), stop_after("ditto", 4)],
-}
-
-
-@pytest.mark.parametrize("when", STOPS)
-def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
-    when: str, tmp_path: Path, baseline: Outcome
-) -> None:
-    folder = tmp_path / "r"
-    for count, prepare in enumerate(STOPS[when]):
-        with pytest.raises(Interrupted):
-            small_training(folder, held_out=HELD_OUT, prepare=prepare, resume=count > 0)
-    found = small_training(folder, held_out=HELD_OUT, resume=True)
-    assert found.metrics == baseline.metrics
-    assert found.samples == baseline.samples
-    assert found.adapters == baseline.adapters
-
-
-def test_after_a_crash_the_last_saved_state_goes_on_bit_for_bit(
-    tmp_path: Path, baseline: Outcome, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Lines that were written after the state was are taken back, half a line included."""
-    monkeypatch.setattr(run_module, "SAVE_EVERY_SECONDS", 0.0)
-
-    def crash(run: Run) -> None:
-        log = run.log
-
-        def log_and_crash(stage: str, step: int, metrics: dict[str, Any]) -> None:
-            log(stage, step, metrics)
-            if (stage, step) == ("ditto", 2):
-                raise MemoryError
-
-        run.log = log_and_crash  # type: ignore[method-assign]
-
-    folder = tmp_path / "r"
-    with pytest.raises(MemoryError):
-        small_training(folder, held_out=HELD_OUT, prepare=crash)
-    with open(folder / "metrics.jsonl", "a") as file:
-        file.write('{"stage": "di')
-    assert small_training(folder, held_out=HELD_OUT, resume=True).same_as(baseline)
-
-
-def test_sft_alone_resumes_bit_for_bit(tmp_path: Path) -> None:
-    whole = small_training(tmp_path / "a", method=sft_module.train)
-    with pytest.raises(Interrupted):
-        small_training(tmp_path / "b", method=sft_module.train, prepare=stop_after("sft", 1))
-    assert small_training(tmp_path / "b", method=sft_module.train, resume=True).same_as(whole)
-
-
-def test_without_a_whole_state_there_is_nothing_to_resume(tmp_path: Path) -> None:
-    folder = tmp_path / "r"
-    with pytest.raises(Interrupted):
-        small_training(folder, prepare=stop_after("ditto", 1))
-    state = folder / "state" / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(InputError, match="no state to go on from"):
-        small_training(folder, resume=True)
-
-
 # ---- the record ----
 
 
@@ -502,33 +347,3 @@ def test_config_is_never_mutated(tmp_path: Path) -> None:
     before = dataclasses.asdict(config)
     small_training(tmp_path / "r", config)
     assert dataclasses.asdict(config) == before
-
-
-# ---- memory ----
-
-
-def held_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs glibc"
-)
-def test_freed_memory_between_pieces_in_use_goes_back_to_the_system() -> None:
-    pieces = [bytearray(8000) for _ in range(20_000)]
-    in_use = pieces[::100]
-    del pieces
-    before = held_bytes()
-    run_module.release_memory()
-    assert before - held_bytes() > 80_000_000 and len(in_use) == 200
-
-
-def test_memory_is_released_at_the_start_of_a_stage_and_every_few_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-    monkeypatch.setattr(run_module, "release_memory", lambda: calls.append(1))
-    monkeypatch.setattr(run_module, "RELEASE_EVERY", 2)
-    small_training(tmp_path / "r", small_config(**{"max_steps": 3, "sft.max_steps": 0}))
-    assert len(calls) == 2

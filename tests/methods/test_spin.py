@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import Outcome, small_config, small_training
+from helpers.toys import Outcome, small_config, small_training
 
 from minialign.losses import dpo_loss, spin_loss
 from minialign.methods import spin as spin_module

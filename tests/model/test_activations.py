@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from helpers.adapters import EVERY_LAYER
+from helpers.toys import gradients, small_model, with_adapter
 from torch import Tensor
-from toys import gradients, small_model, with_adapter
 
 from minialign.commands.plan import activation_bytes
 from minialign.data.records import Sequence
@@ -26,7 +27,6 @@ from minialign.policy.score import score
 
 Mode = Literal["none", "cheap", "full"]
 MODES: tuple[Mode, ...] = ("none", "cheap", "full")
-EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SEQUENCES = [Sequence((3, 4, 5), tuple(range(6, 30))), Sequence((9,), (10, 2))]
 Function = Callable[..., Tensor]
 

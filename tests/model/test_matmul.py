@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.toys import gradients, small_model, with_adapter
 from torch import Tensor
-from toys import gradients, small_model, with_adapter
 
 from minialign.data.records import Sequence
 from minialign.model import matmul

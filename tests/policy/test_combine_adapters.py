@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
-from torch import Tensor
+from helpers.adapters import IDS, logits
+from helpers.refusals import refusal
 
 from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
@@ -27,7 +27,6 @@ from minialign.policy.merge import merge_adapter
 from minialign.policy.peft import adapter_hash, load_adapter, save_adapter
 from minialign.weights.load import load_model
 
-IDS = torch.arange(3, 40)[None]
 CONFIGS = {
     "a": LoRAConfig(rank=4, alpha=6.0, dropout=0.0, target_modules=("q_proj", "v_proj")),
     "b": LoRAConfig(rank=3, alpha=16.0, dropout=0.0, target_modules=("v_proj", "up_proj")),
@@ -53,11 +52,6 @@ def add_adapters(model: CausalLM) -> CausalLM:
             for parameter in adapter_parameters(model, name):
                 parameter.normal_(0, 0.3, generator=generator)
     return model
-
-
-def logits(model: CausalLM) -> Tensor:
-    with torch.no_grad():
-        return model.logits(IDS)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import refusal
+from helpers.refusals import refusal
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHAT_TEMPLATE, make_byte_level_backend, refusal, write_tokenizer
+from helpers.models import CHAT_TEMPLATE, make_byte_level_backend, write_tokenizer
+from helpers.refusals import refusal
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import refusal
+from helpers.loopback import Loopback, direct, fails, says, says_by, server
+from helpers.refusals import refusal
 from hypothesis import example as case
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import Loopback, direct, fails, says, says_by, server
 
 from minialign.evaluation.judges.model import (
     JudgeReport,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import refusal
+from helpers.refusals import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from conftest import refusal
+from helpers.refusals import refusal
 from report_helpers import (
     HOSTILE,
     Page,

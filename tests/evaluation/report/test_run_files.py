@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import refusal
+from helpers.refusals import refusal
 from report_helpers import (
     HOSTILE,
     PREVIEW,

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cli_helpers import Outcome, call, train, write_jsonl
-from loopback import Loopback, direct, says_by, server  # noqa: F401  (two are fixtures)
-
+from helpers.commands import Outcome, call, train
+from helpers.files import write_jsonl
+from helpers.runs import without_seconds
 from minialign.data.feedback import SCOPES
 
 KNOBS = (
@@ -48,5 +48,4 @@ def record(run: Path) -> dict[str, Any]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "peak_bytes")} for line in lines]
+    return without_seconds(run)

@@ -12,10 +12,10 @@ from typing import Any
 
 import tokenizers
 import torch
-from conftest import TOY_CONFIG, make_model
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from helpers.models import TOY_CONFIG, make_model
 from minialign.data.records import Demonstration, Sequence
 from minialign.methods import ditto
 from minialign.methods.anchors import Anchors
@@ -152,6 +152,7 @@ def small_config(**changes: Any) -> DittoConfig:
     return change(config, changes)
 
 
+HELD_OUT = [Sequence((1, 87, 85), (70, 71, EOS)), Sequence((1, 87), (71, EOS))]
 ANCHOR_PROMPTS = [(1, 80 + i, 90) for i in range(6)]
 
 
@@ -236,3 +237,8 @@ def outcome(folder: Path, model: CausalLM) -> Outcome:
     names = sorted({name for layer in layers for name in layer.configs})
     adapters = {name: adapter_bytes(model, name) for name in names}
     return Outcome(adapters, metrics, [json.loads(line) for line in lines], model)
+
+
+def encoded(text: str, prompt: str = "say hi", max_length: int = 64) -> Sequence:
+    (demonstration,) = demonstrations([(prompt, text)])
+    return encode_demonstration(demonstration, byte_tokenizer(), max_length)[0]

@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_helpers import (
-    DEMOS,
-    HELD_OUT,
-    ROOT,
-    call,
-    run_python,
-    sample,
-    train_toy,
-    tree,
-    write_jsonl,
-    write_workplace,
-)
+from helpers.commands import call, sample, train_toy
+from helpers.files import tree, write_jsonl
+from helpers.processes import ROOT, run_python
+from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 import minialign
 from minialign.data.records import load_demonstrations
