@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.commands import ROOT
+from helpers.processes import ROOT
 
 from minialign.commands import evaluate, feedback, fetch, main, sample, sweep, train
 from minialign.commands.job import check_method

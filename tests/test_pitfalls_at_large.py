@@ -33,7 +33,6 @@ from helpers.toys import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minialign.policy.reference import reference_policy
 from minialign.data.records import Demonstration, Sequence, check_held_out
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Contestant, write_answers
@@ -49,6 +48,7 @@ from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.measure import nats_per_token, reward_margins
 from minialign.policy.merge import merge_adapter, merged_adapter
 from minialign.policy.packing import micro_batches
+from minialign.policy.reference import reference_policy
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.sample import Completion, sample
 from minialign.policy.score import score

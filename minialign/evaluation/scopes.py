@@ -161,7 +161,10 @@ class ScopeResults:
     def table(self, show: int) -> str:
         counts = [len(self.data.examples(scope, "test")) for scope in SCOPES]
         title = "test prompts: {} in scope, {} near, {} out of scope; scored {}"
-        head = f"{'':20}{'S_in':>14}{'S_out':>14}{'(near)':>8}{'(far)':>8}{'S_overall':>15}{'drift':>8}"
+        head = (
+            f"{'':20}{'S_in':>14}{'S_out':>14}"
+            f"{'(near)':>8}{'(far)':>8}{'S_overall':>15}{'drift':>8}"
+        )
         lines = [self.data.feedback, title.format(*counts, self.judge), "", head]
         for name, found in self.scores.items():
             moved = "-" if found.drift is None else f"{found.drift:.3f}"

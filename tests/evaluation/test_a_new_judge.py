@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.commands import call, evaluate, train_toy, write_workplace
+from helpers.commands import call, evaluate, train_toy
+from helpers.workplaces import write_workplace
 
 from minialign.errors import InputError
 from minialign.evaluation import judges

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from helpers.toys import Outcome, byte_tokenizer, change, naive_score, outcome, small_model
-from minialign.methods import c3po
-from minialign.methods.lessons import Lessons
 from minialign.data.records import Sequence
+from minialign.methods import c3po
 from minialign.methods.c3po import ADAPTER, Batch
 from minialign.methods.knobs import C3POConfig
+from minialign.methods.lessons import Lessons
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
 from minialign.policy.encode import FeedbackSequences

@@ -29,13 +29,13 @@ from helpers.refusals import refusal
 from helpers.toys import Outcome, naive_score, small_model
 from torch import Tensor
 
-from minialign.methods.lessons import Lessons
 from minialign.data.knobs import flags_of
 from minialign.data.records import Sequence
 from minialign.losses import C3POLoss
 from minialign.methods import c3po
 from minialign.methods.c3po import ADAPTER, Batch
 from minialign.methods.knobs import C3POConfig
+from minialign.methods.lessons import Lessons
 from minialign.training.run import Interrupted, Run
 
 

@@ -21,8 +21,7 @@ def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> N
     slow = {"sft.max_steps": 12, "sft.learning_rate": 0.02}
     config = small_config(**slow | {"sft.stop_loss": 0.0})
     losses = [
-        m["loss"]
-        for m in small_training(tmp_path / "a", config, method=sft.train).steps("sft")
+        m["loss"] for m in small_training(tmp_path / "a", config, method=sft.train).steps("sft")
     ]
     assert len(losses) == 12
     threshold = sorted(losses)[4]
