@@ -1,7 +1,7 @@
 """minialign: align a language model to one person, in plain PyTorch.
 
 DITTO (arXiv 2406.00888) learns a voice from a handful of demonstrations. See README.md for a first
-run, and `model.py`, `lora.py`, `fused.py`, `losses.py`, `methods/ditto.py` for how it works.
+run, and `model/`, `fused.py`, `losses.py`, `policy/` and `methods/ditto.py` for how it works.
 
 The names below are imported on first use, so that `import minialign` and every `--help` are
 instant.

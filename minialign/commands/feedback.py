@@ -79,7 +79,13 @@ def main(arguments: list[str]) -> None:
     )
     add_flags(parser, FeedbackOptions, "options [default]", FeedbackOptions(), first=FIRST)
     add_flags(parser, PipelineConfig, "how much [default]", PipelineConfig(), first=FIRST)
-    given = parser.parse(arguments)
+    parser.add_argument("sentence", nargs="?", default="", help="the sentence, as --feedback")
+    # `sample.py --feedback --help` asks for help, and gives no sentence.
+    asks = [word for word in arguments if word in ("-h", "--help", "--help-all")]
+    given = parser.parse(asks or arguments)
+    if sentence := given.pop("sentence"):
+        require("feedback" not in given, "the sentence stands there twice: leave out --feedback")
+        given["feedback"] = sentence
     names = FeedbackOptions.__dataclass_fields__
     options = config_from_flags(FeedbackOptions(), {k: v for k, v in given.items() if k in names})
     config = config_from_flags(PipelineConfig(), {k: v for k, v in given.items() if k not in names})
@@ -118,9 +124,7 @@ def _parsed(check: str) -> Any:
     try:
         return json.loads(check)
     except ValueError as error:
-        raise InputError(
-            f"--check is not JSON ({error}): see minialign/evaluation/checks.py"
-        ) from None
+        raise InputError(f"--check is not JSON ({error}): see minialign/data/checks.py") from None
 
 
 def _teachers(options: FeedbackOptions, endpoint: Teacher | None) -> tuple[Teacher, Teacher]:

@@ -50,7 +50,9 @@ class Measure(Protocol):
     usual: ClassVar[EvaluateOptions]
     useless: ClassVar[tuple[str, ...]]  # flags that it has no use for
     everywhere: ClassVar[bool]  # whether each run's folder gets the results, or the first alone
-    entries: list[Entry]
+
+    @property
+    def entries(self) -> list[Entry]: ...
 
     @classmethod
     def of(

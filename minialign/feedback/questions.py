@@ -1,7 +1,7 @@
 """Every question that is put to a teacher or a student, in one place to read and to change.
 
 Each function returns one user message. Answers are asked for as plain lists with labels, which
-models of any size can write; prompt_lists.py reads them. The stages are those of the C3PO paper
+models of any size can write; lists.py reads them. The stages are those of the C3PO paper
 (arXiv 2402.10893, section 4.1 and appendix D); the wording is this project's own.
 """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from minialign.data.checks import Check, score_response
 from minialign.data.feedback import SCOPES
 from minialign.errors import InputError
-from minialign.feedback import questions as teacher_prompts
+from minialign.feedback import questions as ask_for
 from minialign.feedback.lists import (
     Distinct,
     after_label,
@@ -129,7 +129,7 @@ class Stages:
         if not wanted:
             return read
         with self.stage("domain and effect") as stage:
-            question = teacher_prompts.describe(feedback)
+            question = ask_for.describe(feedback)
             for attempt in range(self.config.tries):
                 replies = self._ask_teacher(teacher, stage, [question], attempt)
                 read = _read_description(replies[0].text if replies[0] else "") | read
@@ -149,7 +149,7 @@ class Stages:
         count, distinct = self.config.categories, Distinct(shortest=1, longest=15)
         found: list[str] = []
         with self.stage("categories") as stage:
-            question = teacher_prompts.categories(domain, count)
+            question = ask_for.categories(domain, count)
             for attempt in range(self.config.tries):
                 (entries,) = self._lists(teacher, stage, [question], attempt)
                 _collect(stage, map(category_name, entries), found, count, distinct)
@@ -172,7 +172,7 @@ class Stages:
         about = (described["feedback"], described["domain"])
         count = self.config.prompts_per_category
         applies = scope == "in_scope"
-        write = teacher_prompts.in_scope_prompts if applies else teacher_prompts.near_scope_prompts
+        write = ask_for.in_scope_prompts if applies else ask_for.near_scope_prompts
         found: dict[str, list[str]] = {category: [] for category in categories}
         with self.stage(f"{scope} prompts") as stage:
             for attempt in range(self.config.tries):
@@ -197,11 +197,11 @@ class Stages:
     ) -> list[list[str]]:
         """The drafts as the teacher corrects them, or as they are where that cannot be read."""
         places = [place for place, draft in enumerate(drafts) if draft]
-        questions = [teacher_prompts.revise_prompts(*about, drafts[p], applies) for p in places]
+        questions = [ask_for.revise_prompts(*about, drafts[p], applies) for p in places]
         revised = list(drafts)
         replies = self._ask_teacher(teacher, stage, questions, attempt)
         for place, reply in zip(places, replies, strict=True):
-            label = teacher_prompts.REVISED_PROMPTS
+            label = ask_for.REVISED_PROMPTS
             rest = after_label(reply.text, label) if reply else None
             better = parse_list(rest, cut_off=_is_cut_off(reply)) if rest else []
             if better:
@@ -238,16 +238,16 @@ class Stages:
         """
 
         def revision(line: Line) -> str:
-            return teacher_prompts.revise_response(feedback, line["prompt"], line["baseline"])
+            return ask_for.revise_response(feedback, line["prompt"], line["baseline"])
 
         def in_context(line: Line) -> str:
-            return teacher_prompts.in_context(feedback, line["prompt"])
+            return ask_for.in_context(feedback, line["prompt"])
 
         def thoughts(line: Line) -> str:
-            return teacher_prompts.chain_of_thought(feedback, line["prompt"])
+            return ask_for.chain_of_thought(feedback, line["prompt"])
 
         def after_thoughts(text: str) -> str:
-            return (after_label(text, teacher_prompts.RESPONSE) or text).strip()
+            return (after_label(text, ask_for.RESPONSE) or text).strip()
 
         def against(line: Line, revised: str) -> str | None:
             return self._against(line, revised, checks)
@@ -319,7 +319,7 @@ def _collect(
 
 
 def _read_description(text: str) -> dict[str, str]:
-    labels = {"domain": teacher_prompts.DOMAIN, "effect": teacher_prompts.EFFECT}
+    labels = {"domain": ask_for.DOMAIN, "effect": ask_for.EFFECT}
     read = {name: labelled_line(text, label) for name, label in labels.items()}
     return {name: line for name, line in read.items() if line}
 

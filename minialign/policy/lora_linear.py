@@ -2,8 +2,8 @@
 
     y = W x + (alpha / rank) B (A dropout(x))        (Hu et al. 2021, arXiv 2106.09685, equation 3)
 
-W is frozen; A starts random and B at zero, so a fresh adapter changes nothing. lora.py puts such
-layers into a model. Shape letters: N tokens.
+W is frozen; A starts random and B at zero, so a fresh adapter changes nothing. adapters.py puts
+such layers into a model. Shape letters: N tokens.
 """
 
 from __future__ import annotations

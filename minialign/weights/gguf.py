@@ -1,6 +1,6 @@
 """Turns a GGUF file of a Llama model into a checkpoint folder in the Hugging Face layout.
 
-The default model can come as a GGUF file (see `checkpoints.py`), while the rest of the package
+The default model can come as a GGUF file (see `wheel.py`), while the rest of the package
 reads one layout only. Converting once keeps everything else free of GGUF: quantized weights become
 float32, tensors and settings get their Hugging Face names, and the tokenizer that GGUF stores as
 lists becomes a `tokenizer.json`.
