@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import call, evaluate
-from helpers.evaluations import FAST, NATS, naive_score, row, run_evaluation
+from helpers.evaluations import FAST, NATS, naive_score, row, run_evaluation, write_runs
 from helpers.workplaces import HELD_OUT
 
 import minialign
 from minialign.policy.adapters import set_adapter
 from minialign.policy.peft import load_adapter
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_runs(tmp_path_factory.mktemp("evaluate"))
+
 
 # ---- contestants ----
 

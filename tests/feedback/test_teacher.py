@@ -171,11 +171,10 @@ def test_an_endpoint_is_asked_nothing_twice(server: Loopback, tmp_path: Path) ->
     assert server.questions == [*(q.chat[0]["content"] for q in asks(4)), "question 0"]
 
 
-def test_importing_teachers_and_judge_is_light() -> None:
+def test_importing_teachers_is_light() -> None:
     """No torch and no hub before anything is asked."""
     program = (
         "import sys, minialign.feedback.endpoint, minialign.feedback.teacher\n"
-        "import minialign.evaluation.judges.model\n"
         "print({'torch', 'numpy', 'huggingface_hub', 'tokenizers'} & set(sys.modules))"
     )
     done = subprocess.run(
