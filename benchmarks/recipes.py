@@ -180,10 +180,10 @@ def nats(model, adapter: str | None, texts: list) -> float | None:
 
 def held_out_margin(model, held_out, written: list[Completion], beta: float) -> float:
     """Mean reward margin of a held-out text over the SFT model's own answers to the same prompt."""
-    from minialign.data.records import Sequence
+    from minialign.data.records import Example
 
     each = len(written) // len(held_out)
-    rejected = [Sequence(held_out[i // each].prompt_ids, c.ids) for i, c in enumerate(written)]
+    rejected = [Example(held_out[i // each].prompt_ids, c.ids) for i, c in enumerate(written)]
     rewards = []
     for sequences in (held_out, rejected):
         with torch.no_grad():

@@ -34,7 +34,7 @@ from ditto_tables import MAIN, all_tables, read_results, write_measured
 
 from minialign.data.general import general_prompts
 from minialign.data.knobs import config_from_flags
-from minialign.data.records import Demonstration, Sequence, load_demonstrations
+from minialign.data.records import Demonstration, Example, load_demonstrations
 from minialign.evaluation.contestants import Contestant, write_answers
 from minialign.evaluation.judges.style import StyleJudge
 from minialign.evaluation.texts import text_figures
@@ -171,7 +171,7 @@ class Bench:
         self.judge = self._judge()
         self.ordinary = self._ordinary_answers()
 
-    def _encoded(self, texts: list[Demonstration], config: DittoConfig) -> list[Sequence]:
+    def _encoded(self, texts: list[Demonstration], config: DittoConfig) -> list[Example]:
         return [encode_demonstration(d, self.tokenizer, config.max_length)[0] for d in texts]
 
     def _judge(self) -> StyleJudge:
@@ -192,12 +192,12 @@ class Bench:
         texts = general_prompts(count, self.seed, share)
         return [tuple(self.tokenizer.encode_prompt(text)) for text in texts]
 
-    def _ordinary_answers(self) -> list[Sequence]:
+    def _ordinary_answers(self) -> list[Example]:
         """The base model's own, on which an adapter's drift is measured."""
         prompts = self._general(DRIFT_PROMPTS, "drift")
         with reference_policy(self.model, None):
             groups = sample(self.model, prompts, 1, SamplingConfig(TOKENS), seed=self.seed)
-        return [Sequence(p, group[0].ids) for p, group in zip(prompts, groups, strict=True)]
+        return [Example(p, group[0].ids) for p, group in zip(prompts, groups, strict=True)]
 
     def run(self, arm: str) -> dict[str, Any]:
         """The line of an arm."""
@@ -256,7 +256,7 @@ class Bench:
         save_adapter(self.model, folder, "sft")
         return "sft"
 
-    def _train(self, config: DittoConfig, demonstrations: list[Sequence] | None) -> str:
+    def _train(self, config: DittoConfig, demonstrations: list[Example] | None) -> str:
         """DITTO or what resembles it, from the shared warm start unless it must have its own."""
         if demonstrations is None and not config.anchors:
             self._warm_start()

@@ -19,13 +19,25 @@ _HOMES = {
     "generate": "minialign.policy.sample",
     "score": "minialign.policy.score",
     "Completion": "minialign.policy.sample",
-    "Sequence": "minialign.data.records",
+    "Example": "minialign.data.records",
     "InputError": "minialign.errors",
 }
-__all__ = ["Completion", "InputError", "Sequence", "__version__", "generate", "load", "score"]
+# Earlier names that are still understood.
+_ALIASES = {"Sequence": "Example"}
+__all__ = [
+    "Completion",
+    "Example",
+    "InputError",
+    "Sequence",
+    "__version__",
+    "generate",
+    "load",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:
+    name = _ALIASES.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'minialign' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

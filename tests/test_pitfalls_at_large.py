@@ -33,7 +33,7 @@ from helpers.toys import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minialign.data.records import Demonstration, Sequence, check_held_out
+from minialign.data.records import Demonstration, Example, check_held_out
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Contestant, write_answers
 from minialign.fused import linear_logps
@@ -117,16 +117,16 @@ def test_g5_training_teaches_to_stop_even_where_padding_is_the_end_token(tmp_pat
     config = small_config(**{"sft.max_steps": 25, "sft.learning_rate": 0.02})
     model = small_training(tmp_path / "r", config, TEXTS[:1], method=sft_module.train).model
     sequence = encoded(TEXTS[0][1])
-    end = [sequence, Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])]
+    end = [sequence, Example(sequence.prompt_ids, sequence.completion_ids[:-1])]
     after, before = (score(m, end).tolist() for m in (model, small_model()))
     assert after[0] - after[1] > before[0] - before[1] + 1  # log p(end): e times likelier
 
 
 def test_g6_a_score_does_not_depend_on_its_companions() -> None:
     model = with_adapter(small_model())
-    sequence = Sequence(A, (7, 8, 9, 2))
+    sequence = Example(A, (7, 8, 9, 2))
     alone = score(model, [sequence]).item()
-    others = [Sequence((1,) + tuple(range(30, 70)), (4, 5)), Sequence(A, (7,)), Sequence(B, (3, 3))]
+    others = [Example((1,) + tuple(range(30, 70)), (4, 5)), Example(A, (7,)), Example(B, (3, 3))]
     for companions in ([sequence, *others], [*others, sequence]):
         place = companions.index(sequence)
         assert score(model, companions)[place].item() == pytest.approx(alone, abs=1e-5)
@@ -143,10 +143,10 @@ def test_g7_cached_decoding_equals_the_full_pass_around_the_window(total: int) -
     seen_window = small_model(sliding_window=None)
     for prompt, count, group in zip(prompts, new, groups, strict=True):
         for completion in group:
-            whole = Sequence(tuple(prompt), completion.ids)
+            whole = Example(tuple(prompt), completion.ids)
             expected = naive_score(model, whole).item()
             assert completion.logprob == pytest.approx(expected, abs=1e-4)
-            part = Sequence(tuple(prompt), completion.ids[:count])
+            part = Example(tuple(prompt), completion.ids[:count])
             unlimited = naive_score(seen_window, part).item()
             # the last token is predicted from `total - 1` tokens, which fit up to total = 7
             same = naive_score(model, part).item() == pytest.approx(unlimited, abs=1e-4)
@@ -155,7 +155,7 @@ def test_g7_cached_decoding_equals_the_full_pass_around_the_window(total: int) -
 
 def test_g8_log_probabilities_are_summed_with_the_end_token_and_not_averaged() -> None:
     model = small_model()
-    sequence = Sequence(A, (7, 8, 2))
+    sequence = Example(A, (7, 8, 2))
     ids = torch.tensor([A + (7, 8, 2)])
     logps = model.logits(ids)[0].log_softmax(-1)
     expected = logps[2, 7] + logps[3, 8] + logps[4, 2]
@@ -191,7 +191,7 @@ def test_g10_log_softmax_is_float32_over_half_logits() -> None:
 def test_g11_accumulated_micro_batches_are_the_whole_batch() -> None:
     """Short and long completions together, where a mean of means would differ."""
     model = with_adapter(small_model())
-    batch = [Sequence(A, (7, 2)), Sequence(B, tuple(range(10, 30))), Sequence((1, 4), (3,))]
+    batch = [Example(A, (7, 2)), Example(B, tuple(range(10, 30))), Example((1, 4), (3,))]
     total = sum(len(s.completion_ids) for s in batch)
     sft_loss(score(model, batch), total).backward()
     whole = gradients(model)
@@ -205,7 +205,7 @@ def test_g11_accumulated_micro_batches_are_the_whole_batch() -> None:
 
 def test_g12_a_fresh_adapter_is_the_identity_and_scaled_by_alpha_over_rank() -> None:
     model = small_model()
-    sequences = [Sequence(A, (7, 8, 2))]
+    sequences = [Example(A, (7, 8, 2))]
     base = score(model, sequences)
     apply_lora(model, LoRAConfig(rank=4, alpha=8.0, dropout=0.0))
     assert torch.equal(score(model, sequences), base)
@@ -223,7 +223,7 @@ def test_g12_the_head_carries_no_adapter_which_fused_losses_would_not_see() -> N
 @pytest.mark.parametrize("tied", [False, True])
 def test_g12_merging_changes_no_score_and_comes_off_bit_for_bit(tied: bool) -> None:
     model = with_adapter(small_model(tie_word_embeddings=tied), scale=0.3)
-    sequences = [Sequence(A, (7, 8, 2)), Sequence(B, (3, 2))]
+    sequences = [Example(A, (7, 8, 2)), Example(B, (3, 2))]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         apart = score(model, sequences)
@@ -240,7 +240,7 @@ def test_g12_merging_changes_no_score_and_comes_off_bit_for_bit(tied: bool) -> N
 def test_g12_adapters_are_float32_over_a_bfloat16_base() -> None:
     model = with_adapter(small_model().to(torch.bfloat16))
     assert {p.dtype for p in adapter_parameters(model, "default")} == {torch.float32}
-    score(model, [Sequence(A, (7, 2))]).sum().backward()
+    score(model, [Example(A, (7, 2))]).sum().backward()
     assert {g.dtype for g in gradients(model)} == {torch.float32}
 
 
@@ -275,17 +275,17 @@ def test_g14_the_chosen_log_probability_is_logged_and_nll_weight_holds_it_up(
 def test_g15_reference_scores_do_not_outlive_their_adapter() -> None:
     model = with_adapter(small_model(), "sft")
     reference = ReferenceScores(model, "sft")
-    before = reference([Sequence(A, (7, 2))])
+    before = reference([Example(A, (7, 2))])
     with torch.no_grad():
         for parameter in adapter_parameters(model, "sft"):
             parameter.mul_(2)
-    after = reference([Sequence(A, (7, 2))])
-    assert torch.equal(after, score(model, [Sequence(A, (7, 2))]).detach())
+    after = reference([Example(A, (7, 2))])
+    assert torch.equal(after, score(model, [Example(A, (7, 2))]).detach())
     assert not torch.equal(after, before)
 
 
 def test_g16_replay_goes_by_rounds_and_pairs_of_models_are_newer_over_older() -> None:
-    pool = ComparisonPool([Sequence(A, (9, 2))])
+    pool = ComparisonPool([Example(A, (9, 2))])
     for number in range(3):
         written = [Completion("", (10 * number + s, 2), 0, "stop") for s in (0, 1)]
         pool.add_round([[*written, Completion("", (9, 2), 0, "stop")]])
@@ -380,7 +380,7 @@ def test_g19_base_sft_and_ditto_are_measured_side_by_side(tmp_path: Path) -> Non
     assert [len(group) for group in answers["ditto"]] == [2, 2]
     written = {
         rival: [
-            [Sequence(text.prompt_ids, c.ids) for c in group]
+            [Example(text.prompt_ids, c.ids) for c in group]
             for text, group in zip(held_out, answers[rival], strict=True)
         ]
         for rival in ("base", "sft")
@@ -431,7 +431,7 @@ def test_g20_no_tensor_is_left_on_another_device_than_the_model_s() -> None:
     )
     assert logps.device.type == "meta"
     assert model.logits(torch.empty(2, 7, device="meta").long()).device.type == "meta"
-    texts = [Sequence((1, 2), (3, 4)), Sequence((1, 2), (5,)), Sequence((6,), (7, 8, 9))]
+    texts = [Example((1, 2), (3, 4)), Example((1, 2), (5,)), Example((6,), (7, 8, 9))]
     score(model, texts).sum().backward()
     uniforms = torch.empty(2, device="meta")
     drawn = draw_tokens(torch.empty(2, 9, device="meta"), uniforms, SamplingConfig(top_p=0.9))
@@ -452,4 +452,4 @@ def test_g20_nothing_is_computed_in_float64() -> None:
     model = with_adapter(small_model(sliding_window=4))
     with NoFloat64():
         sample(model, [(1, 2), (3,)], 2, SamplingConfig(max_new_tokens=3), seed=0)
-        score(model, [Sequence((1, 2), (3, 4))]).sum().backward()
+        score(model, [Example((1, 2), (3, 4))]).sum().backward()

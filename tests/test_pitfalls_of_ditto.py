@@ -32,7 +32,7 @@ from helpers.toys import (
     with_adapter,
 )
 
-from minialign.data.records import Sequence, load_demonstrations
+from minialign.data.records import Example, load_demonstrations
 from minialign.errors import InputError
 from minialign.losses import dpo_loss
 from minialign.methods import ditto, sft
@@ -52,7 +52,7 @@ A, B = (1, 5, 6), (1, 9)
 
 def test_d1_two_demonstrations_share_a_prompt(tmp_path: Path) -> None:
     """A pool keyed by the prompt's text would keep the last one only."""
-    pool = ComparisonPool([Sequence(A, (7, 2)), Sequence(A, (8, 2))])
+    pool = ComparisonPool([Example(A, (7, 2)), Example(A, (8, 2))])
     pool.add_round([[Completion("", (20 + i, s, 2), 0, "stop") for s in range(6)] for i in (0, 1)])
     pairs = pool.draw(12, DittoConfig().mix, random.Random(0))
     assert {pair.chosen.completion_ids for pair in pairs} == {(7, 2), (8, 2)}
@@ -85,7 +85,7 @@ def test_d3_the_end_token_is_a_trained_target() -> None:
     assert sequence.completion_ids[-1] == EOS
     assert Packed.of([sequence]).targets[-1] == EOS
     model = small_model()
-    without = Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])
+    without = Example(sequence.prompt_ids, sequence.completion_ids[:-1])
     ids = torch.tensor([without.prompt_ids + without.completion_ids])
     last = model.logits(ids)[0, -1].log_softmax(-1)[EOS].item()
     both = score(model, [sequence, without]).tolist()
@@ -140,9 +140,9 @@ def test_d7_ids_in_the_loss_are_the_ids_that_were_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where decoding and encoding again gives other ids."""
-    scored: set[Sequence] = set()
+    scored: set[Example] = set()
 
-    def spy(model: Any, sequences: list[Sequence]) -> torch.Tensor:
+    def spy(model: Any, sequences: list[Example]) -> torch.Tensor:
         scored.update(sequences)
         return score(model, sequences)
 
@@ -180,7 +180,7 @@ def test_d9_runs_in_one_process_share_nothing(tmp_path: Path) -> None:
     random.seed(123)
     torch.manual_seed(123)
     assert small_training(tmp_path / "c").same_as(first)
-    one, other = ComparisonPool([Sequence(A, (7,))]), ComparisonPool([Sequence(A, (7,))])
+    one, other = ComparisonPool([Example(A, (7,))]), ComparisonPool([Example(A, (7,))])
     one.add_round([[Completion("", (8,), 0.0, "length")]])
     assert other.rounds == [] and other.samples == []
 
@@ -195,7 +195,7 @@ def test_d11_the_prompt_is_trained_on_only_when_asked_for(
 ) -> None:
     targets: list[int] = []
 
-    def spy(model: Any, sequences: list[Sequence]) -> torch.Tensor:
+    def spy(model: Any, sequences: list[Example]) -> torch.Tensor:
         targets.extend(Packed.of(sequences).targets)
         return score(model, sequences)
 
@@ -215,10 +215,10 @@ def test_d12_the_reference_pass_leaves_the_policy_s_gradients_alone() -> None:
     copy_adapter(model, "sft", "ditto")
     with torch.no_grad():
         adapter_parameters(model, "ditto")[1].add_(0.1)
-    chosen, rejected = [Sequence(A, (7, 2))], [Sequence(A, (8, 8, 2))]
+    chosen, rejected = [Example(A, (7, 2))], [Example(A, (8, 8, 2))]
     known = ReferenceScores(model, "sft")(chosen + rejected)
 
-    def step(reference: Callable[[list[Sequence]], torch.Tensor]) -> list[torch.Tensor]:
+    def step(reference: Callable[[list[Example]], torch.Tensor]) -> list[torch.Tensor]:
         logps = score(model, chosen + rejected)
         fixed = reference(chosen + rejected)
         dpo_loss(logps[:1], logps[1:], fixed[:1], fixed[1:], beta=0.1).losses.sum().backward()

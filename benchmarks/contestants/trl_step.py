@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 
 from .measuring import Memory, Result, timed
 from .models import adapters, load_theirs
@@ -21,7 +21,7 @@ from .workloads import comparisons
 
 BETA = 0.05
 
-Pair = tuple[Sequence, Sequence]  # chosen, rejected
+Pair = tuple[Example, Example]  # chosen, rejected
 
 
 def step(options: Namespace, folder: Path) -> Result:

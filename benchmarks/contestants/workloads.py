@@ -6,7 +6,7 @@ import random
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.methods.knobs import PAPER
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ def text(generator: random.Random, length: int) -> tuple[int, ...]:
 # ---- a step of preference training ----
 
 
-def demonstrations(count: int, length: int) -> list[Sequence]:
+def demonstrations(count: int, length: int) -> list[Example]:
     """Their lengths vary by a quarter around `length`, as people's do."""
     generator = random.Random(0)
     return [
-        Sequence(
+        Example(
             text(generator, PROMPT), text(generator, round(length * generator.uniform(0.75, 1.25)))
         )
         for _ in range(count)
@@ -43,11 +43,11 @@ def comparisons(options: Namespace) -> list[Comparison]:
     return ditto_comparisons(options.demonstrations, options.length, options.samples)
 
 
-def plain_pairs() -> list[tuple[Sequence, Sequence]]:
+def plain_pairs() -> list[tuple[Example, Example]]:
     """Four comparisons without a repeated text: what any DPO trainer sees."""
     generator = random.Random(1)
     return [
-        (a, Sequence(a.prompt_ids, text(generator, len(b.completion_ids))))
+        (a, Example(a.prompt_ids, text(generator, len(b.completion_ids))))
         for a, b in zip(demonstrations(4, 210), demonstrations(4, 210)[::-1], strict=True)
     ]
 

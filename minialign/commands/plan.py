@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 
 import torch
 
 from minialign.commands.job import Job
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.fused import CHUNK_BYTES
 from minialign.methods.lessons import Work
 from minialign.model.config import ModelConfig
@@ -49,7 +49,7 @@ class Speed:
         return (work.read + work.referred / 3) / self.training + work.written / self.sampling
 
 
-def _training_speed(model: CausalLM, texts: SequenceABC[Sequence]) -> float:
+def _training_speed(model: CausalLM, texts: Sequence[Example]) -> float:
     batch, tokens = [], 0
     for sequence in texts:
         batch.append(sequence)
@@ -74,7 +74,7 @@ def _wait_for_gradients(model: CausalLM) -> None:
     gradient.sum().item()
 
 
-def _sampling_speed(model: CausalLM, sequence: Sequence, rows: int) -> float:
+def _sampling_speed(model: CausalLM, sequence: Example, rows: int) -> float:
     stop_ids, model.stop_ids = model.stop_ids, ()
     try:
         times = []

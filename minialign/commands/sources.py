@@ -33,7 +33,7 @@ from minialign.data.records import (
 )
 from minialign.errors import InputError
 from minialign.methods.lessons import Lessons
-from minialign.policy.encode import FeedbackSequences, encode_demonstration, encode_feedback
+from minialign.policy.encode import ScopedExamples, encode_demonstration, encode_feedback
 from minialign.training.knobs import TrainOptions
 from minialign.weights.tokenizer import Tokenizer
 
@@ -176,7 +176,7 @@ class Scopes:
 
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         train, warnings = encode_feedback(self.data, "train", tokenizer, limit)
-        held_out: FeedbackSequences = encode_feedback(self.data, "test", tokenizer, limit)[0]
+        held_out: ScopedExamples = encode_feedback(self.data, "test", tokenizer, limit)[0]
         longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
         return Lessons(train, held_out), longest, warnings
 

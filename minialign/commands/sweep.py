@@ -15,7 +15,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def _planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job 
     return session.prepare(own, given)
 
 
-def grid(sweep: SequenceABC[str]) -> list[dict[str, str]]:
+def grid(sweep: Sequence[str]) -> list[dict[str, str]]:
     """`beta=0.05`, `0.1` (the same knob's next value), `lr=1e-4` -> every combination, as flags.
 
     Raises InputError for a value without a knob, or a knob or a value that is given twice.
@@ -172,7 +172,7 @@ def _changed(before: Any, now: Any) -> list[str]:
     ]
 
 
-def summary(folders: SequenceABC[Path]) -> str:
+def summary(folders: Sequence[Path]) -> str:
     """A line a run: what it ended with."""
     rows: list[tuple[str, dict[str, Any]]] = []
     for folder in folders:

@@ -21,8 +21,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -100,7 +99,7 @@ class Check:
         return shorter if self.kind == "shorter" else -shorter
 
 
-def score_response(checks: SequenceABC[Check], trained: str, baseline: str) -> float:
+def score_response(checks: Sequence[Check], trained: str, baseline: str) -> float:
     """In [-1, 1]: how far the trained response follows the feedback where the baseline does not.
 
     The C3PO paper's heuristic score (arXiv 2402.10893): 1 if only the trained response holds, -1 if

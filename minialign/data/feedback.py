@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ DESCRIPTION = "feedback.json"
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """A response as text; one that was cut off has not ended, and must not teach to end there."""
 
     text: str
@@ -51,12 +50,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Example:
+class ScopeLine:
     """One line: a prompt and what was answered to it. `revised` is there in scope."""
 
     messages: Messages  # what is answered; the user's is the last
-    baseline: Answer
-    revised: Answer | None
+    baseline: Response
+    revised: Response | None
     in_context: str | None
     cot: str | None
     split: str
@@ -75,13 +74,13 @@ class FeedbackData:
     domain: str  # when it applies
     effect: str  # what an answer that follows it looks like
     checks: tuple[Check, ...]  # empty where no program can tell
-    in_scope: tuple[Example, ...]
-    near_scope: tuple[Example, ...]
-    out_of_scope: tuple[Example, ...]
+    in_scope: tuple[ScopeLine, ...]
+    near_scope: tuple[ScopeLine, ...]
+    out_of_scope: tuple[ScopeLine, ...]
 
-    def examples(self, scope: str, split: str) -> list[Example]:
+    def examples(self, scope: str, split: str) -> list[ScopeLine]:
         """The lines of one scope and one split, in the file's order."""
-        everything: tuple[Example, ...] = getattr(self, scope)
+        everything: tuple[ScopeLine, ...] = getattr(self, scope)
         return [example for example in everything if example.split == split]
 
 
@@ -123,7 +122,7 @@ def flag_for_test(data: str) -> str:
     return f" --test {shlex.quote(str(first))}" if others else ""
 
 
-def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:
+def join_feedbacks(parts: Sequence[FeedbackData]) -> FeedbackData:
     """Several feedbacks to be learned at once. They keep no check: each has its own test.
 
     Raises InputError for a prompt that is learned from in one and judged by in another.
@@ -138,7 +137,7 @@ def join_feedbacks(parts: SequenceABC[FeedbackData]) -> FeedbackData:
     return FeedbackData(feedback, domain, effect, (), in_scope, near_scope, out_of_scope)
 
 
-def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:
+def _read_scope(path: Path, scope: str) -> tuple[ScopeLine, ...]:
     examples = tuple(
         _example(record, scope, f"{path}, line {number}") for number, record in read_jsonl(path)
     )
@@ -147,9 +146,9 @@ def _read_scope(path: Path, scope: str) -> tuple[Example, ...]:
     return examples
 
 
-def _example(record: dict[str, Any], scope: str, where: str) -> Example:
+def _example(record: dict[str, Any], scope: str, where: str) -> ScopeLine:
     in_scope = scope == "in_scope"
-    return Example(
+    return ScopeLine(
         messages=[{"role": "user", "content": text_field(record, "prompt", where)}],
         baseline=_answer(record, "baseline", where),
         revised=_answer(record, "revised", where) if in_scope else None,
@@ -166,12 +165,12 @@ def _split(split: str, where: str) -> str:
     return split
 
 
-def _answer(record: dict[str, Any], field: str, where: str) -> Answer:
+def _answer(record: dict[str, Any], field: str, where: str) -> Response:
     reason = record.get(f"{field}_finish_reason") or "stop"
     if reason not in FINISH_REASONS:
         raise InputError(f'{where}: "{field}_finish_reason" must be stop or length')
     # outer white space is no part of an answer, and would stand before the end token
-    return Answer(text_field(record, field, where).strip(), reason)
+    return Response(text_field(record, field, where).strip(), reason)
 
 
 def text_field(record: dict[str, Any], field: str, where: str) -> str:
@@ -184,9 +183,9 @@ def text_field(record: dict[str, Any], field: str, where: str) -> str:
     return str(record[field])
 
 
-def _check_splits(examples: Iterable[Example]) -> None:
+def _check_splits(examples: Iterable[ScopeLine]) -> None:
     """A prompt that is both learned from and judged by would make the result look better."""
-    first: dict[tuple[tuple[str, str], ...], Example] = {}
+    first: dict[tuple[tuple[str, str], ...], ScopeLine] = {}
     for example in examples:
         prompt = tuple((m["role"], m["content"].strip()) for m in example.messages)
         other = first.setdefault(prompt, example)
@@ -217,7 +216,7 @@ def load_preference_pairs(file: str | Path) -> FeedbackData:
     return FeedbackData("", "", "", (), pairs, (), ())
 
 
-def _pair(record: dict[str, Any], messages: Messages, where: str) -> Example:
+def _pair(record: dict[str, Any], messages: Messages, where: str) -> ScopeLine:
     given = record.get("messages") or messages
     if given[-1]["role"] != "user":
         raise InputError(f'{where}: the last of the "messages" must be the user\'s')
@@ -225,7 +224,7 @@ def _pair(record: dict[str, Any], messages: Messages, where: str) -> Example:
     chosen, rejected = _answer(record, "chosen", where), _answer(record, "rejected", where)
     if chosen.text == rejected.text:
         raise InputError(f'{where}: "chosen" and "rejected" are the same: delete the line')
-    return Example(messages, rejected, chosen, None, None, _split(split, where), where)
+    return ScopeLine(messages, rejected, chosen, None, None, _split(split, where), where)
 
 
 def load_data(data: str) -> FeedbackData:

@@ -27,7 +27,7 @@ COMPLETION_KEYS = ("completion", "output", "response")
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Example:
     """Token ids are the truth: a prompt (not empty) and a completion, encoded as separate segments.
 
     They are never joined as text, and only the completion's ids are scored.

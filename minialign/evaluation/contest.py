@@ -6,7 +6,7 @@ is asked and measured depends on what the runs learned from: a measure each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def measure_of(folder: Path) -> type[Measure]:
     return MEASURES[source_of(read_run_record(folder))]
 
 
-def prepare(folders: SequenceABC[Path], options: EvaluateOptions) -> Contest:
+def prepare(folders: Sequence[Path], options: EvaluateOptions) -> Contest:
     """Raises InputError for whatever a person can put right; writes nothing."""
     if options.judge_model and not options.judge_url:
         find_checkpoint(options.judge_model)

@@ -7,7 +7,7 @@ All of them answer the same prompts with the same random streams, through one sa
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 from minialign.data.records import (
     DEMONSTRATIONS,
     Demonstration,
+    Example,
     Messages,
-    Sequence,
     load_demonstrations,
 )
 from minialign.errors import InputError
@@ -55,7 +55,7 @@ class Entry:
 
 
 def entries_of(
-    folders: SequenceABC[Path], records: SequenceABC[dict[str, Any]], against: SequenceABC[str]
+    folders: Sequence[Path], records: Sequence[dict[str, Any]], against: Sequence[str]
 ) -> list[Entry]:
     """The rivals in the order of --against, then the runs: the last one is who is asked about.
 
@@ -142,7 +142,7 @@ class Contestant:
 
 
 def few_shot_messages(
-    shown: SequenceABC[Demonstration], messages: Messages, tokenizer: Tokenizer, limit: int
+    shown: Sequence[Demonstration], messages: Messages, tokenizer: Tokenizer, limit: int
 ) -> Messages:
     """The demonstrations as earlier turns of the conversation: as many, in order, as fit.
 
@@ -163,7 +163,7 @@ def _turns(demonstration: Demonstration) -> Messages:
     return [*demonstration.messages, {"role": "assistant", "content": demonstration.completion}]
 
 
-def answers_from_file(path: Path, prompts: SequenceABC[str]) -> tuple[tuple[str, ...], ...]:
+def answers_from_file(path: Path, prompts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Texts by prompt, from a file such as `sample.py --out` writes; equally many for each.
 
     Raises InputError where a prompt has none.
@@ -179,7 +179,7 @@ def answers_from_file(path: Path, prompts: SequenceABC[str]) -> tuple[tuple[str,
 
 
 def prompt_ids(
-    contestant: Contestant, prompts: SequenceABC[Messages], tokenizer: Tokenizer, limit: int
+    contestant: Contestant, prompts: Sequence[Messages], tokenizer: Tokenizer, limit: int
 ) -> list[tuple[int, ...]]:
     """What the contestant reads before it answers."""
     if contestant.shown:
@@ -190,8 +190,8 @@ def prompt_ids(
 def write_answers(
     model: CausalLM,
     tokenizer: Tokenizer,
-    contestants: SequenceABC[Contestant],
-    prompts: SequenceABC[Messages],
+    contestants: Sequence[Contestant],
+    prompts: Sequence[Messages],
     n: int,
     sampling: SamplingConfig,
     *,
@@ -231,13 +231,13 @@ def _foreign(text: str, tokenizer: Tokenizer) -> Completion:
 
 def held_out_sequences(
     contestant: Contestant,
-    held_out: SequenceABC[Sequence],
-    prompts: SequenceABC[Messages],
+    held_out: Sequence[Example],
+    prompts: Sequence[Messages],
     tokenizer: Tokenizer,
     limit: int,
-) -> list[Sequence]:
+) -> list[Example]:
     """The person's own texts behind what the contestant reads."""
     if not contestant.shown:
         return list(held_out)
     ids = prompt_ids(contestant, prompts, tokenizer, limit)
-    return [Sequence(p, s.completion_ids) for p, s in zip(ids, held_out, strict=True)]
+    return [Example(p, s.completion_ids) for p, s in zip(ids, held_out, strict=True)]

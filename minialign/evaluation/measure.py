@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -57,8 +56,8 @@ class Measure(Protocol):
     @classmethod
     def of(
         cls,
-        folders: SequenceABC[Path],
-        records: SequenceABC[dict[str, Any]],
+        folders: Sequence[Path],
+        records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Measure:
         """Raises InputError for whatever a person can put right; writes nothing."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,13 +25,13 @@ from typing import Any, ClassVar
 from minialign.data.checks import score_response
 from minialign.data.feedback import (
     SCOPES,
-    Example,
     FeedbackData,
+    ScopeLine,
     data_paths,
     load_data,
     load_feedback_data,
 )
-from minialign.data.records import DEMONSTRATIONS, PAIRS, Messages, Sequence
+from minialign.data.records import DEMONSTRATIONS, PAIRS, Example, Messages
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Answers, Contestant, Entry
 from minialign.evaluation.judges import MODEL
@@ -59,7 +59,7 @@ class Mean:
     count: int
 
     @classmethod
-    def of(cls, values: SequenceABC[float]) -> Mean:
+    def of(cls, values: Sequence[float]) -> Mean:
         if not values:
             return cls(math.nan, math.nan, 0)
         mean = sum(values) / len(values)
@@ -141,7 +141,9 @@ def kept_figures(
     return {"drift": drift(model, adapter, ordinary, max_tokens), "nats_per_token": nats}
 
 
-def baseline_sequences(examples: list[Example], tokenizer: Tokenizer, limit: int) -> list[Sequence]:
+def baseline_sequences(
+    examples: list[ScopeLine], tokenizer: Tokenizer, limit: int
+) -> list[Example]:
     return [encode_answer(example, example.baseline, tokenizer, limit)[0] for example in examples]
 
 
@@ -227,8 +229,8 @@ class Scopes:
     @classmethod
     def of(
         cls,
-        folders: SequenceABC[Path],
-        records: SequenceABC[dict[str, Any]],
+        folders: Sequence[Path],
+        records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Scopes:
         _check_sources(folders, records, options)
@@ -323,7 +325,7 @@ def _written_answers(data: FeedbackData) -> dict[str, tuple[tuple[str, ...], ...
 
 
 def _check_sources(
-    folders: SequenceABC[Path], records: SequenceABC[dict[str, Any]], options: EvaluateOptions
+    folders: Sequence[Path], records: Sequence[dict[str, Any]], options: EvaluateOptions
 ) -> None:
     """Raises InputError unless all learned from one feedback."""
     usual = records[0]["options"]["data"]

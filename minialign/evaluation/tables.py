@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 from typing import Any
 
 from minialign.data.records import Demonstration
@@ -24,7 +24,7 @@ ROWS = (  # title, name of the figure, how it is shown
 )
 
 
-def contest_table(title: str, figures: Figures, judgements: SequenceABC[Judgement]) -> str:
+def contest_table(title: str, figures: Figures, judgements: Sequence[Judgement]) -> str:
     names = list(figures)
     width = max(10, *(len(name) + 2 for name in names))
     lines = [title, ""]
@@ -78,7 +78,7 @@ def _rate(rate: float, low: float, high: float) -> str:
 
 
 def side_by_side(
-    held_out: SequenceABC[Demonstration], answers: dict[str, Answers], prompts: int
+    held_out: Sequence[Demonstration], answers: dict[str, Answers], prompts: int
 ) -> str:
     """The person's own text and each contestant's first answer, in columns."""
     blocks = []

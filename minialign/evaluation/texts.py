@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minialign.evaluation.judges.style import copied_share
@@ -21,7 +21,7 @@ class TextFigures:
 
 
 def text_figures(
-    answers: SequenceABC[SequenceABC[Completion]], demonstrations: SequenceABC[str]
+    answers: Sequence[Sequence[Completion]], demonstrations: Sequence[str]
 ) -> TextFigures:
     flat = [completion for group in answers for completion in group]
     texts = [completion.text for completion in flat]
@@ -34,7 +34,7 @@ def text_figures(
     )
 
 
-def distinct_n(texts: SequenceABC[str], n: int) -> float:
+def distinct_n(texts: Sequence[str], n: int) -> float:
     """Different word n-grams over all word n-grams (Li et al. 2016, arXiv 1510.03055)."""
     grams = [gram for text in texts for gram in _grams(text, n)]
     return len(set(grams)) / len(grams) if grams else 0.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,8 +17,8 @@ from minialign.data.files import read_jsonl
 from minialign.data.general import general_prompts
 from minialign.data.records import (
     Demonstration,
+    Example,
     Messages,
-    Sequence,
     check_held_out,
     held_out_split,
     load_demonstrations,
@@ -106,8 +106,8 @@ class Voice:
     @classmethod
     def of(
         cls,
-        folders: SequenceABC[Path],
-        records: SequenceABC[dict[str, Any]],
+        folders: Sequence[Path],
+        records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Voice:
         general_prompts(options.general, options.seed, "drift")  # refuses more than there are
@@ -141,7 +141,7 @@ class Voice:
         longest = max(len(s.completion_ids) for s in self._sequences(model, tokenizer))
         return longest, longest
 
-    def _sequences(self, model: CausalLM, tokenizer: Tokenizer) -> list[Sequence]:
+    def _sequences(self, model: CausalLM, tokenizer: Tokenizer) -> list[Example]:
         limit = min(self.knobs["max_length"], model.config.max_position_embeddings)
         return [encode_demonstration(d, tokenizer, limit)[0] for d in self.held_out]
 
@@ -182,7 +182,7 @@ def _other_texts(file: str) -> list[str]:
 # ---- with the model ----
 
 
-def _figures(voice: Voice, hall: Hall, held_out: list[Sequence]) -> dict[str, dict[str, Any]]:
+def _figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, dict[str, Any]]:
     """All that is measured without a judge; None where a figure does not apply."""
     learned = [d.completion for d in voice.learned]
     model, tokenizer, options = hall.model, hall.tokenizer, hall.options
@@ -222,12 +222,12 @@ def _figures(voice: Voice, hall: Hall, held_out: list[Sequence]) -> dict[str, di
 
 
 def _own_answers(
-    policies: dict[str, str | None], held_out: list[Sequence], answers: dict[str, Answers]
-) -> dict[str, list[list[Sequence]]]:
+    policies: dict[str, str | None], held_out: list[Example], answers: dict[str, Answers]
+) -> dict[str, list[list[Example]]]:
     """What the base and the warm starts wrote, to measure margins against."""
     return {
         name: [
-            [Sequence(text.prompt_ids, c.ids) for c in group]
+            [Example(text.prompt_ids, c.ids) for c in group]
             for text, group in zip(held_out, answers[name], strict=True)
         ]
         for name in (BASE, *warm_starts())
@@ -237,7 +237,7 @@ def _own_answers(
 
 def _ordinary_answers(
     model: CausalLM, tokenizer: Tokenizer, options: EvaluateOptions
-) -> list[Sequence]:
+) -> list[Example]:
     """The base model's answers to those of the general prompts that its context has room for."""
     asked = general_prompts(options.general, options.seed, "drift")
     room = model.config.max_position_embeddings - GENERAL_TOKENS
@@ -247,7 +247,7 @@ def _ordinary_answers(
     with reference_policy(model, None):
         sampling = SamplingConfig(GENERAL_TOKENS)
         groups = sample(model, prompts, 1, sampling, seed=options.seed, on_token=on_token)
-    return [Sequence(prompt, group[0].ids) for prompt, group in zip(prompts, groups, strict=True)]
+    return [Example(prompt, group[0].ids) for prompt, group in zip(prompts, groups, strict=True)]
 
 
 # ---- judges ----

@@ -12,11 +12,11 @@ likelihood of so few answers it cannot be overfitted: where the policy has not m
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 
 from minialign.data.general import general_prompts
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.packing import micro_batches
@@ -34,7 +34,7 @@ ANSWERS, TOKENS, PER_STEP = 48, 96, 4
 class Anchors:
     """The base model's answers, dealt in shuffled order; of weight 0 they cost nothing."""
 
-    sequences: list[Sequence]
+    sequences: list[Example]
     weight: float
 
     @classmethod
@@ -51,7 +51,7 @@ class Anchors:
 
     @classmethod
     def to(
-        cls, model: CausalLM, prompts: SequenceABC[tuple[int, ...]], weight: float, run: Run
+        cls, model: CausalLM, prompts: Sequence[tuple[int, ...]], weight: float, run: Run
     ) -> Anchors:
         """The base model's answers to these prompts."""
         if not weight or not prompts:
@@ -60,7 +60,7 @@ class Anchors:
         with run.phase("sample"), reference_policy(model, None):
             groups = sample(model, prompts, 1, SamplingConfig(TOKENS), seed=seed)
         answers = zip(prompts, groups, strict=True)
-        return cls([Sequence(prompt, group[0].ids) for prompt, group in answers], weight)
+        return cls([Example(prompt, group[0].ids) for prompt, group in answers], weight)
 
     def backward(self, model: CausalLM, stage: str, step: int, run: Run) -> dict[str, float]:
         """Adds their gradient to a step's; returns the divergence, unweighted, as a metric."""

@@ -37,13 +37,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.losses import C3POLoss, c3po_loss, sft_loss
 from minialign.methods.knobs import C3POConfig
 from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
-from minialign.policy.encode import FeedbackSequences
+from minialign.policy.encode import ScopedExamples
 from minialign.policy.packing import by_prompt, distinct_tokens, micro_batches
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import divergence, score
@@ -55,7 +55,7 @@ from minialign.training.state import Parts
 ADAPTER = "c3po"
 # The reference: no adapter.
 BASE = None
-Scoped = Lessons[FeedbackSequences]
+Scoped = Lessons[ScopedExamples]
 T = TypeVar("T")
 
 
@@ -101,12 +101,12 @@ class Batch(NamedTuple):
     """A step's share of each scope; what has no weight is not there."""
 
     # (revised, baseline), or (revised,) alone for SFT
-    pairs: list[tuple[Sequence, ...]]
-    out: list[Sequence]
-    near: list[Sequence]
+    pairs: list[tuple[Example, ...]]
+    out: list[Example]
+    near: list[Example]
 
     @classmethod
-    def of(cls, data: FeedbackSequences, knobs: C3POConfig) -> Batch:
+    def of(cls, data: ScopedExamples, knobs: C3POConfig) -> Batch:
         """Everything that the objective gives a weight to."""
         sft = knobs.in_scope_loss == "sft"
         return cls(
@@ -134,13 +134,13 @@ class Batch(NamedTuple):
         answers = [("out", answer) for answer in self.out]
         answers += [("near", answer) for answer in self.near]
         for part in micro_batches(answers, lambda answer: answer[1:], max_tokens):
-            scopes: dict[str, list[Sequence]] = {"out": [], "near": []}
+            scopes: dict[str, list[Example]] = {"out": [], "near": []}
             for scope, answer in part:
                 scopes[scope].append(answer)
             yield Batch([], **scopes)
 
 
-def without_common_start(chosen: Sequence, rejected: Sequence) -> tuple[Sequence, Sequence]:
+def without_common_start(chosen: Example, rejected: Example) -> tuple[Example, Example]:
     """The tokens with which both completions begin become a part of the prompt.
 
     Their log-probabilities cancel in DPO's margin, for the policy and for the reference. At least
@@ -151,8 +151,8 @@ def without_common_start(chosen: Sequence, rejected: Sequence) -> tuple[Sequence
     common = sum(1 for _ in itertools.takewhile(bool, matches))
     prompt = chosen.prompt_ids + chosen.completion_ids[:common]
     return (
-        Sequence(prompt, chosen.completion_ids[common:]),
-        Sequence(prompt, rejected.completion_ids[common:]),
+        Example(prompt, chosen.completion_ids[common:]),
+        Example(prompt, rejected.completion_ids[common:]),
     )
 
 
@@ -226,7 +226,7 @@ def part_loss(
     return PartLoss(terms, chosen_logps, rejected_logps)
 
 
-def _total(answers: list[Sequence], knobs: C3POConfig) -> int:
+def _total(answers: list[Example], knobs: C3POConfig) -> int:
     """What a constraint's sum is divided by."""
     if knobs.constraint_reduction == "token_mean":
         return sum(len(answer.completion_ids) for answer in answers)
@@ -274,7 +274,7 @@ def _sum(shares: list[Tensor]) -> float:
 @torch.no_grad()
 def _held_out_metrics(
     model: CausalLM,
-    held_out: FeedbackSequences,
+    held_out: ScopedExamples,
     reference: ReferenceScores,
     knobs: C3POConfig,
     run: Run,
@@ -330,7 +330,7 @@ def _tokens_in_flight(batch: Batch, budget: int) -> int:
     return max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
 
 
-def _rows(train: FeedbackSequences, knobs: C3POConfig) -> list[tuple[str, str]]:
+def _rows(train: ScopedExamples, knobs: C3POConfig) -> list[tuple[str, str]]:
     """The knobs that decide most."""
     rows = []
     if train.out_of_scope:
@@ -350,7 +350,7 @@ def _rows(train: FeedbackSequences, knobs: C3POConfig) -> list[tuple[str, str]]:
     return [*rows, ("steps", steps)]
 
 
-def _equal_pairs(train: FeedbackSequences, knobs: C3POConfig) -> list[str]:
+def _equal_pairs(train: ScopedExamples, knobs: C3POConfig) -> list[str]:
     """A warning where DPO has nothing to prefer, as when both answers were cut before they part."""
     equal = sum(chosen == rejected for chosen, rejected in train.in_scope)
     if knobs.in_scope_loss != "dpo" or not equal:
@@ -361,7 +361,7 @@ def _equal_pairs(train: FeedbackSequences, knobs: C3POConfig) -> list[str]:
     ]
 
 
-def _shown(chosen: Sequence, rejected: Sequence, dpo: bool) -> list[Part]:
+def _shown(chosen: Example, rejected: Example, dpo: bool) -> list[Part]:
     """Both answers after the one prompt. DPO does not train what both begin with."""
     after = len(chosen.prompt_ids)
     start = len(without_common_start(chosen, rejected)[0].prompt_ids) if dpo else after

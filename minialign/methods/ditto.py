@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.anchors import Anchors
 from minialign.methods.cards import UNSEEN
@@ -196,7 +196,7 @@ def preference_step(
 
 def _held_out_metrics(
     model: CausalLM,
-    held_out: SequenceABC[Sequence],
+    held_out: Sequence[Example],
     reference: ReferenceScores,
     knobs: DittoConfig,
     run: Run,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.policy.knobs import SamplingConfig
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class Work:
     # in flight at a time
     largest: int
     # texts on which the speed is measured
-    probe: SequenceABC[Sequence]
+    probe: Sequence[Example]
     # written by the sampler, in rounds of so many completions, each behind a prompt so long in all
     written: int = 0
     samples: int = 0

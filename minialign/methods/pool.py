@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.policy.packing import ragged, rows_of
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.sample import Completion
@@ -31,8 +31,8 @@ class Comparison:
 
     kind: Kind
     demonstration: int
-    chosen: Sequence
-    rejected: Sequence
+    chosen: Example
+    rejected: Example
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Sample:
     round: int
     demonstration: int
     completion: Completion
-    sequence: Sequence
+    sequence: Example
 
 
 class ComparisonPool:
     """Demonstrations and all rounds of samples so far; the ranking lives in `_candidates`."""
 
-    def __init__(self, demonstrations: SequenceABC[Sequence]) -> None:
+    def __init__(self, demonstrations: Sequence[Example]) -> None:
         self.demonstrations = list(demonstrations)
         self._best = set(demonstrations)
         self.rounds: list[list[list[Sample]]] = []  # round -> demonstration -> samples
 
-    def add_round(self, completions: SequenceABC[SequenceABC[Completion]]) -> None:
+    def add_round(self, completions: Sequence[Sequence[Completion]]) -> None:
         """One group of completions per demonstration, in the demonstrations' order."""
         number = len(self.rounds)
         self.rounds.append(
@@ -63,7 +63,7 @@ class ComparisonPool:
                         number,
                         index,
                         completion,
-                        Sequence(demonstration.prompt_ids, completion.ids),
+                        Example(demonstration.prompt_ids, completion.ids),
                     )
                     for completion in group
                 ]
@@ -172,7 +172,7 @@ class ComparisonPool:
         ]
 
 
-def shares(count: int, fractions: SequenceABC[float]) -> list[int]:
+def shares(count: int, fractions: Sequence[float]) -> list[int]:
     """Whole numbers in the proportions of `fractions` that add up to `count`.
 
     The largest remainders are rounded up.

@@ -6,9 +6,9 @@ the completion and its end token by default.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.losses import sft_loss
 from minialign.methods.anchors import Anchors
 from minialign.methods.cards import UNSEEN
@@ -25,7 +25,7 @@ from minialign.training.run import Run
 from minialign.training.state import Parts
 
 ADAPTER = "sft"
-Demonstrated = Lessons[list[Sequence]]
+Demonstrated = Lessons[list[Example]]
 
 
 def train(
@@ -79,7 +79,7 @@ def train(
         run.say("SFT", text, unseen)
 
 
-def _backward(model: CausalLM, batch: list[Sequence], micro_batch_tokens: int) -> float:
+def _backward(model: CausalLM, batch: list[Example], micro_batch_tokens: int) -> float:
     """Accumulates the gradient of a step, part by part; returns its loss."""
     total = sum(len(sequence.completion_ids) for sequence in batch)
     loss = 0.0
@@ -90,9 +90,9 @@ def _backward(model: CausalLM, batch: list[Sequence], micro_batch_tokens: int) -
     return loss
 
 
-def _with_prompt(sequence: Sequence) -> Sequence:
+def _with_prompt(sequence: Example) -> Example:
     """All but the very first token of the prompt becomes something to predict."""
-    return Sequence(sequence.prompt_ids[:1], sequence.prompt_ids[1:] + sequence.completion_ids)
+    return Example(sequence.prompt_ids[:1], sequence.prompt_ids[1:] + sequence.completion_ids)
 
 
 # ---- what it will cost, and what it trains on ----
@@ -119,7 +119,7 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
 
 
 def tokens_in_flight(
-    demonstrations: SequenceABC[Sequence], budget: int, *, samples: int, new: int
+    demonstrations: Sequence[Example], budget: int, *, samples: int, new: int
 ) -> int:
     """A micro-batch, which one prompt's texts may double, or one comparison if that is more.
 
@@ -132,7 +132,7 @@ def tokens_in_flight(
     return max(budget, int(min(largest, 2 * budget)), item)
 
 
-def _shown(sequence: Sequence, prompt_is_trained: bool) -> list[Part]:
+def _shown(sequence: Example, prompt_is_trained: bool) -> list[Part]:
     after = len(sequence.prompt_ids)
     return [
         Part("prompt", sequence.prompt_ids, 0, 1 if prompt_is_trained else after),

@@ -16,7 +16,7 @@ counted by position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ class PackedAttention:
 
     def __init__(
         self,
-        segments: SequenceABC[Segment],
+        segments: Sequence[Segment],
         window: int | None,
         device: torch.device,
         record: bool = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class BlockAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        segments: SequenceABC[Segment],
+        segments: Sequence[Segment],
         blocks: list[list[_Block]],
     ) -> Tensor:
         out = torch.empty_like(q)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class KVCache:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def add(self, recorded: SequenceABC[tuple[Tensor, Tensor]], length: int, copies: int) -> None:
+    def add(self, recorded: Sequence[tuple[Tensor, Tensor]], length: int, copies: int) -> None:
         """Appends `copies` rows that all start from one prompt's keys and values, layer by layer,
         each (length, K, Hd).
         """

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from minialign.weights.tokenizer import Tokenizer
 from typing import TYPE_CHECKING
 
-from minialign.data.records import Demonstration, Sequence
+from minialign.data.records import Demonstration, Example
 
 if TYPE_CHECKING:
     from minialign.weights.tokenizer import Tokenizer
-from minialign.data.feedback import SCOPES, Answer, Example, FeedbackData
+from minialign.data.feedback import SCOPES, FeedbackData, Response, ScopeLine
 
 
 def encode_demonstration(
     demonstration: Demonstration, tokenizer: Tokenizer, max_length: int
-) -> tuple[Sequence, str | None]:
+) -> tuple[Example, str | None]:
     """Token ids, and a warning if the text had to be cut to `max_length` tokens.
 
     A cut completion loses its end, and so its end token: the model must not learn to stop in
@@ -43,21 +43,21 @@ def encode_demonstration(
             f"the {max_length} that fit (--max-length, and the model's context): shorten it"
         )
     if len(completion_ids) <= room:
-        return Sequence(tuple(prompt_ids), tuple(completion_ids)), None
+        return Example(tuple(prompt_ids), tuple(completion_ids)), None
     warning = (
         f"{demonstration.source}: cut to its first {room} of {len(completion_ids)} tokens "
         "(--max-length), without an end token"
     )
-    return Sequence(tuple(prompt_ids), tuple(completion_ids[:room])), warning
+    return Example(tuple(prompt_ids), tuple(completion_ids[:room])), warning
 
 
 @dataclass(frozen=True)
-class FeedbackSequences:
+class ScopedExamples:
     """One split in token ids: what C3PO is trained on."""
 
-    in_scope: tuple[tuple[Sequence, Sequence], ...]  # (revised, baseline), of one prompt
-    near_scope: tuple[Sequence, ...]  # the base model's own answers
-    out_of_scope: tuple[Sequence, ...]
+    in_scope: tuple[tuple[Example, Example], ...]  # (revised, baseline), of one prompt
+    near_scope: tuple[Example, ...]  # the base model's own answers
+    out_of_scope: tuple[Example, ...]
 
 
 # ---- token ids ----
@@ -65,7 +65,7 @@ class FeedbackSequences:
 
 def encode_feedback(
     data: FeedbackData, split: str, tokenizer: Tokenizer, max_length: int
-) -> tuple[FeedbackSequences, list[str]]:
+) -> tuple[ScopedExamples, list[str]]:
     """One split in token ids, and a warning for each text that had to be cut to `max_length`.
 
     Every branch goes through the encoder of the demonstrations, so the prompt's ids stand at the
@@ -74,14 +74,14 @@ def encode_feedback(
     """
     warnings: list[str] = []
 
-    def encode(example: Example, answer: Answer | None) -> Sequence:
+    def encode(example: ScopeLine, answer: Response | None) -> Example:
         assert answer is not None  # whoever loaded the data has seen to it
         sequence, warning = encode_answer(example, answer, tokenizer, max_length)
         warnings.extend([warning] if warning else [])
         return sequence
 
     in_scope, near_scope, out_of_scope = (data.examples(scope, split) for scope in SCOPES)
-    sequences = FeedbackSequences(
+    sequences = ScopedExamples(
         tuple((encode(e, e.revised), encode(e, e.baseline)) for e in in_scope),
         tuple(encode(e, e.baseline) for e in near_scope),
         tuple(encode(e, e.baseline) for e in out_of_scope),
@@ -90,11 +90,11 @@ def encode_feedback(
 
 
 def encode_answer(
-    example: Example, answer: Answer, tokenizer: Tokenizer, max_length: int
-) -> tuple[Sequence, str | None]:
+    example: ScopeLine, answer: Response, tokenizer: Tokenizer, max_length: int
+) -> tuple[Example, str | None]:
     """Token ids of an answer to a prompt, with an end token only where the answer had ended."""
     demonstration = Demonstration(example.messages, answer.text, example.source)
     sequence, warning = encode_demonstration(demonstration, tokenizer, max_length)
     if answer.finish_reason == "length" and warning is None:
-        sequence = Sequence(sequence.prompt_ids, sequence.completion_ids[:-1])
+        sequence = Example(sequence.prompt_ids, sequence.completion_ids[:-1])
     return sequence, warning

@@ -12,21 +12,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.packing import micro_batches
 from minialign.policy.reference import reference_policy
 from minialign.policy.score import divergence, score
 
 
-def nats_per_token(
-    model: CausalLM, held_out: SequenceABC[Sequence], max_tokens: int
-) -> float | None:
+def nats_per_token(model: CausalLM, held_out: Sequence[Example], max_tokens: int) -> float | None:
     """The loss per token of texts that were not trained on; None if there are none."""
     if not held_out:
         return None
@@ -37,8 +35,8 @@ def nats_per_token(
 def reward_margins(
     model: CausalLM,
     adapters: dict[str, str | None],
-    held_out: SequenceABC[Sequence],
-    answers: dict[str, list[list[Sequence]]],
+    held_out: Sequence[Example],
+    answers: dict[str, list[list[Example]]],
     *,
     beta: float,
     max_tokens: int,
@@ -69,7 +67,7 @@ def reward_margins(
 
 
 def drift(
-    model: CausalLM, adapter: str | None, ordinary: SequenceABC[Sequence], max_tokens: int
+    model: CausalLM, adapter: str | None, ordinary: Sequence[Example], max_tokens: int
 ) -> float:
     """KL(base || adapter), nats per token of the base model's `ordinary` answers."""
     if adapter is None:
@@ -80,16 +78,16 @@ def drift(
 
 
 @torch.no_grad()
-def scores(model: CausalLM, sequences: SequenceABC[Sequence], max_tokens: int) -> Tensor:
+def scores(model: CausalLM, sequences: Sequence[Example], max_tokens: int) -> Tensor:
     """`score`, in parts that fit into memory, on the host."""
     return _in_parts(lambda part: score(model, part), sequences, max_tokens)
 
 
 @torch.no_grad()
 def _in_parts(
-    measure: Callable[[list[Sequence]], Tensor], sequences: SequenceABC[Sequence], max_tokens: int
+    measure: Callable[[list[Example]], Tensor], sequences: Sequence[Example], max_tokens: int
 ) -> Tensor:
-    known: dict[Sequence, float] = {}
+    known: dict[Example, float] = {}
     distinct = list(dict.fromkeys(sequences))
     for part in micro_batches(distinct, lambda sequence: (sequence,), max_tokens):
         known.update(zip(part, measure(part).tolist(), strict=True))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.segments import Segment
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Packed:
     index: list[int] = field(default_factory=list)  # which distinct sequence each asked-for one is
 
     @classmethod
-    def of(cls, sequences: SequenceABC[Sequence]) -> Packed:
+    def of(cls, sequences: Sequence[Example]) -> Packed:
         packed, known = cls(), {}
         for prompt_ids, group in by_prompt(dict.fromkeys(sequences), lambda s: s).items():
             prompt = packed._append(prompt_ids, None)
@@ -59,7 +59,7 @@ class Packed:
         self.segments.append(segment)
         return segment
 
-    def _append_completion(self, sequence: Sequence, prompt: Segment) -> None:
+    def _append_completion(self, sequence: Example, prompt: Segment) -> None:
         self.lengths.append(len(sequence.completion_ids))
         self.targets += sequence.completion_ids
         if sequence.completion_ids:
@@ -70,7 +70,7 @@ class Packed:
 
 
 def by_prompt(
-    items: Iterable[T], sequence_of: Callable[[T], Sequence]
+    items: Iterable[T], sequence_of: Callable[[T], Example]
 ) -> dict[tuple[int, ...], list[T]]:
     """Prompt groups: items in their order, keyed by the ids of their prompt."""
     groups: dict[tuple[int, ...], list[T]] = {}
@@ -79,7 +79,7 @@ def by_prompt(
     return groups
 
 
-def distinct_tokens(sequences: Iterable[Sequence]) -> int:
+def distinct_tokens(sequences: Iterable[Example]) -> int:
     """What there is to read: each prompt and each completion once."""
     distinct = set(sequences)
     prompts = {sequence.prompt_ids for sequence in distinct}
@@ -87,7 +87,7 @@ def distinct_tokens(sequences: Iterable[Sequence]) -> int:
 
 
 def micro_batches(
-    items: SequenceABC[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
+    items: Sequence[T], sequences_of: Callable[[T], tuple[Example, ...]], max_tokens: int
 ) -> Iterator[list[T]]:
     """Cuts a step into whole prompt groups of at most `max_tokens` distinct tokens.
 
@@ -111,11 +111,11 @@ def micro_batches(
 
 
 def _within(
-    group: list[T], sequences_of: Callable[[T], tuple[Sequence, ...]], max_tokens: int
+    group: list[T], sequences_of: Callable[[T], tuple[Example, ...]], max_tokens: int
 ) -> Iterator[tuple[list[T], int]]:
     """Cuts a prompt group into parts of at most `max_tokens`, each with its size."""
     part: list[T] = []
-    held: set[Sequence] = set()
+    held: set[Example] = set()
     tokens = 0
     first = {s: place for place, s in enumerate(dict.fromkeys(sequences_of(x)[0] for x in group))}
     for item in sorted(group, key=lambda item: first[sequences_of(item)[0]]):  # what shares a text
@@ -131,7 +131,7 @@ def _within(
     yield part, tokens
 
 
-def ragged(rows: SequenceABC[SequenceABC[int]]) -> tuple[Tensor, Tensor]:
+def ragged(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Rows of numbers as tensors that can be saved: all numbers, and each row's length (R,)."""
     numbers = [number for row in rows for number in row]
     return torch.tensor(numbers, dtype=torch.int64), torch.tensor(

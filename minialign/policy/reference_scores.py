@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.packing import ragged, rows_of
@@ -28,11 +28,11 @@ class ReferenceScores:
 
     def __init__(self, model: CausalLM, name: str | None) -> None:
         self.model, self.name = model, name
-        self.known: dict[Sequence, float] = {}
+        self.known: dict[Example, float] = {}
         self._versions = self._parameter_versions()
         self._hash = adapter_hash(model, name)
 
-    def __call__(self, sequences: SequenceABC[Sequence]) -> Tensor:
+    def __call__(self, sequences: Sequence[Example]) -> Tensor:
         """(len(sequences),) float32 without gradient, on the model's device."""
         self._forget_if_changed()
         asked = [s for s in dict.fromkeys(sequences) if s not in self.known]
@@ -63,7 +63,7 @@ class ReferenceScores:
         completions = rows_of(state["completion_ids"], state["completion_lengths"])
         places, scores = state["prompts"].tolist(), state["scores"].tolist()
         self.known = {
-            Sequence(prompts[place], completion): score
+            Example(prompts[place], completion): score
             for place, completion, score in zip(places, completions, scores, strict=True)
         }
         self._versions = self._parameter_versions()

@@ -11,8 +11,7 @@ Shape letters: B live rows, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -64,7 +63,7 @@ class _Row:
     logprob: float = 0.0
     finish_reason: FinishReason = "length"
 
-    def finished(self, stop_ids: SequenceABC[int]) -> bool:
+    def finished(self, stop_ids: Sequence[int]) -> bool:
         if self.ids[-1] in stop_ids:
             self.finish_reason = "stop"
             return True
@@ -74,12 +73,12 @@ class _Row:
 @torch.no_grad()
 def sample(
     model: CausalLM,
-    prompts: SequenceABC[SequenceABC[int]],
+    prompts: Sequence[Sequence[int]],
     n: int,
     config: SamplingConfig,
     *,
     seed: int,
-    streams: SequenceABC[int] | None = None,
+    streams: Sequence[int] | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[Completion]]:
     """n completions of each prompt (token ids), in order; their `text` is left empty.
@@ -112,7 +111,7 @@ def _completion(row: _Row) -> Completion:
     return Completion("", tuple(row.ids), row.logprob, row.finish_reason)
 
 
-def _room(model: CausalLM, prompt: SequenceABC[int], max_new_tokens: int) -> int:
+def _room(model: CausalLM, prompt: Sequence[int], max_new_tokens: int) -> int:
     if not prompt:
         raise InputError("cannot sample from an empty prompt: it needs at least one token")
     room = model.config.max_position_embeddings - len(prompt)
@@ -126,12 +125,12 @@ def _room(model: CausalLM, prompt: SequenceABC[int], max_new_tokens: int) -> int
 
 def _write(
     model: CausalLM,
-    prompts: SequenceABC[SequenceABC[int]],
+    prompts: Sequence[Sequence[int]],
     n: int,
     config: SamplingConfig,
     limits: list[int],
     seed: int,
-    streams: SequenceABC[int],
+    streams: Sequence[int],
     on_token: OnToken | None,
 ) -> list[_Row]:
     queue = deque(
@@ -205,7 +204,7 @@ def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
 
 def _join(
     model: CausalLM,
-    prompts: SequenceABC[SequenceABC[int]],
+    prompts: Sequence[Sequence[int]],
     queue: deque[_Row],
     live: list[_Row],
     cache: KVCache,
@@ -245,7 +244,7 @@ class _Prefix:
     logits: Tensor
 
 
-def _read(model: CausalLM, prompts: SequenceABC[tuple[int, ...]]) -> dict[tuple[int, ...], _Prefix]:
+def _read(model: CausalLM, prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], _Prefix]:
     """One forward pass over distinct prompts, laid end to end."""
     segments: list[Segment] = []
     ids: list[int] = []
@@ -287,7 +286,7 @@ def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]
 def generate(
     model: CausalLM,
     tokenizer: Tokenizer,
-    prompts: str | SequenceABC[str | Messages],
+    prompts: str | Sequence[str | Messages],
     *,
     n: int = 1,
     max_new_tokens: int = 200,

@@ -9,12 +9,12 @@ Shape letters: N packed tokens, S distinct sequences, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.fused import linear_kl, linear_logps
 from minialign.model.attention import PackedAttention
 from minialign.model.transformer import CausalLM
@@ -22,7 +22,7 @@ from minialign.policy.packing import Packed
 from minialign.policy.reference import reference_policy
 
 
-def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
+def score(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
     """log pi(completion | prompt), summed over the completion's tokens.
 
     A differentiable (len(sequences),) in float32.
@@ -38,7 +38,7 @@ def score(model: CausalLM, sequences: SequenceABC[Sequence]) -> Tensor:
     return packed.sums(logps)
 
 
-def divergence(model: CausalLM, sequences: SequenceABC[Sequence], reference: str | None) -> Tensor:
+def divergence(model: CausalLM, sequences: Sequence[Example], reference: str | None) -> Tensor:
     """KL(reference || policy) of each next token, summed over a completion's tokens.
 
     Exact: over the whole vocabulary, at the completion's own positions. The reference is an

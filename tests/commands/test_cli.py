@@ -16,7 +16,7 @@ from minialign.commands.plan import WASTE, Speed, activation_bytes, describe, me
 from minialign.commands.sample import SampleOptions
 from minialign.commands.train import parse as parse_train
 from minialign.data.knobs import config_from_dict, config_from_flags, flags_of
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.errors import InputError
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.methods import ditto, sft
@@ -220,7 +220,7 @@ def test_work_is_counted_by_hand() -> None:
     SFT: 7 steps of 2 texts. Sampling: 5 steps with a new round every 2 are 3 rounds of
     3 x 4 answers of 8 tokens. A step compares at most 3 demonstrations with 6 answers.
     """
-    train = [Sequence((1,) * 4, (1,) * rest) for rest in (6, 16, 26)]
+    train = [Example((1,) * 4, (1,) * rest) for rest in (6, 16, 26)]
     flags = {"sft_max_steps": 7, "sft_batch_size": 2, "max_new_tokens": 8, "max_steps": 5}
     flags |= {"resample_every": 2, "samples_per_prompt": 4, "pairs_per_step": 6}
     config = config_from_flags(PAPER, flags)
@@ -233,7 +233,7 @@ def test_work_is_counted_by_hand() -> None:
 
 def test_a_batch_is_never_larger_than_the_demonstrations() -> None:
     config = config_from_flags(PAPER, {"sft_max_steps": 5, "sft_batch_size": 50})
-    lessons = Lessons([Sequence((1,), (1, 1))], [])
+    lessons = Lessons([Example((1,), (1, 1))], [])
     assert sft.work(lessons, config, 100).read == 5 * 3
 
 

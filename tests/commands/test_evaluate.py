@@ -18,7 +18,7 @@ from helpers.workplaces import DEMOS, HELD_OUT
 
 import minialign
 from minialign.data.general import general_prompts
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.evaluation.judges.style import StyleJudge, copied_share
 from minialign.evaluation.texts import distinct_n, repetition
 from minialign.model.transformer import CausalLM
@@ -164,7 +164,7 @@ def test_drift_is_the_divergence_of_two_plain_forward_passes(
     assert prompts
     set_adapter(model, None)
     ordinary = [
-        Sequence(prompt, group[0].ids)
+        Example(prompt, group[0].ids)
         for prompt, group in zip(
             prompts, draw(model, prompts, 1, SamplingConfig(96), seed=SEED), strict=True
         )
@@ -179,7 +179,7 @@ def test_drift_is_the_divergence_of_two_plain_forward_passes(
 
 
 @torch.no_grad()
-def naive_divergence(model: CausalLM, adapter: str, sequence: Sequence) -> float:
+def naive_divergence(model: CausalLM, adapter: str, sequence: Example) -> float:
     ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
     logps = {}
     for name in (None, adapter):

@@ -17,7 +17,7 @@ from helpers.models import write_checkpoint
 from helpers.refusals import refusal
 from helpers.toys import EOS, byte_tokenizer
 
-from minialign.data.feedback import Answer, load_preference_pairs
+from minialign.data.feedback import Response, load_preference_pairs
 from minialign.policy.encode import encode_feedback
 from minialign.weights.tokenizer import Tokenizer
 
@@ -75,7 +75,7 @@ def test_the_chosen_answer_is_the_revised_one_and_the_rejected_one_the_baseline(
     data = load_preference_pairs(write_jsonl(tmp_path / "p.jsonl", [record, *HELD_OUT]))
     first, *others = data.in_scope
     assert (first.prompt, first.split) == ("say hi", "train")
-    assert (first.revised, first.baseline) == (Answer("Ahoy", "length"), Answer("hello"))
+    assert (first.revised, first.baseline) == (Response("Ahoy", "length"), Response("hello"))
     assert first.source == f"{tmp_path / 'p.jsonl'}, line 1"
     assert others == data.examples("in_scope", "test") and len(others) == 2
     assert data.near_scope == data.out_of_scope == data.checks == ()

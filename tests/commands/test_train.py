@@ -30,7 +30,7 @@ import minialign
 import minialign.methods.ditto  # noqa: F401  (before one test replaces what it imports)
 import minialign.methods.sft
 from minialign.data.knobs import config_from_dict, config_from_flags
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.methods.knobs import PAPER, DittoConfig
 from minialign.methods.sft import _with_prompt
 from minialign.policy.packing import Packed
@@ -298,7 +298,7 @@ def test_inspect_prints_the_exact_tokens_and_what_the_loss_covers(
     parts = ["prompt"] * len(prompt) + ["completion"] * len(completion)
     assert [part for *_, part, _ in tokens] == parts
     assert [text for *_, text in tokens] == [repr(tokenizer.token(t)) for _, t, *_ in tokens]
-    sequence = Sequence(tuple(prompt), tuple(completion))
+    sequence = Example(tuple(prompt), tuple(completion))
     learned = Packed.of([_with_prompt(sequence) if with_prompt else sequence])
     assert [token for _, token, trained, *_ in tokens if trained] == learned.targets
 

@@ -14,7 +14,7 @@ from helpers.refusals import refusal
 from helpers.toys import EOS, byte_tokenizer, spaced_tokenizer
 
 from minialign.data.checks import Check
-from minialign.data.feedback import SCOPES, Answer, load_feedback_data
+from minialign.data.feedback import SCOPES, Response, load_feedback_data
 from minialign.policy import encode
 from minialign.policy.encode import encode_feedback
 
@@ -65,7 +65,7 @@ def test_a_folder_is_read_as_it_stands(tmp_path: Path) -> None:
     )
     (example,) = data.in_scope
     assert (example.prompt, example.split) == ("say hi", "train")
-    assert (example.baseline, example.revised) == (Answer("hello", "length"), Answer("Ahoy!"))
+    assert (example.baseline, example.revised) == (Response("hello", "length"), Response("Ahoy!"))
     assert (example.in_context, example.cot) == ("Ahoy there", "Ahoy then")
     assert example.source == f"{tmp_path / 'in_scope.jsonl'}, line 1"
 
@@ -139,7 +139,7 @@ def test_an_answer_that_was_cut_off_has_no_end_token_in_any_branch(tmp_path: Pat
     whole, _ = encode_feedback(load_feedback_data(write(tmp_path)), "train", byte_tokenizer(), 64)
     assert warnings == []
 
-    def flat(found: encode.FeedbackSequences) -> list[tuple[int, ...]]:
+    def flat(found: encode.ScopedExamples) -> list[tuple[int, ...]]:
         pairs = [s for pair in found.in_scope for s in pair]
         return [s.completion_ids for s in (*pairs, *found.near_scope, *found.out_of_scope)]
 

@@ -13,7 +13,7 @@ from helpers.files import load_one, write_jsonl
 
 from minialign.data.records import (
     Demonstration,
-    Sequence,
+    Example,
     held_out_split,
     load_demonstrations,
     load_prompts,
@@ -124,11 +124,11 @@ def test_a_line_that_is_no_prompt_is_named(
 
 def test_a_sequence_needs_a_prompt_and_may_have_no_completion() -> None:
     with pytest.raises(InputError, match="at least one prompt token"):
-        Sequence((), (1, 2))
-    assert len(Sequence((1,), ())) == 1
+        Example((), (1, 2))
+    assert len(Example((1,), ())) == 1
 
 
 def test_sequences_are_equal_by_their_ids_whatever_holds_them() -> None:
-    from_lists = Sequence([1, 2], [3])  # type: ignore[arg-type]
-    assert from_lists == Sequence((1, 2), (3,)) and len({from_lists, Sequence((1, 2), (3,))}) == 1
-    assert from_lists != Sequence((1,), (2, 3))  # the boundary belongs to it
+    from_lists = Example([1, 2], [3])  # type: ignore[arg-type]
+    assert from_lists == Example((1, 2), (3,)) and len({from_lists, Example((1, 2), (3,))}) == 1
+    assert from_lists != Example((1,), (2, 3))  # the boundary belongs to it

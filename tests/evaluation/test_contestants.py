@@ -8,7 +8,7 @@ import pytest
 from helpers.files import write_jsonl
 from helpers.toys import byte_tokenizer, small_model, with_adapter
 
-from minialign.data.records import Demonstration, Sequence
+from minialign.data.records import Demonstration, Example
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     Contestant,
@@ -105,7 +105,7 @@ def test_all_contestants_answer_with_the_same_random_streams() -> None:
 
 
 def test_held_out_texts_stand_behind_what_the_contestant_reads() -> None:
-    text = Sequence(tuple(TOKENIZER.encode_prompt(ASKED)), (5, 6))
+    text = Example(tuple(TOKENIZER.encode_prompt(ASKED)), (5, 6))
     plain = held_out_sequences(Contestant("base"), [text], [ASKED], TOKENIZER, 999)
     assert plain == [text]
     few_shot = Contestant("few-shot", shown=SHOWN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import adapter_parameters
 from minialign.policy.knobs import LoRAConfig
@@ -13,7 +13,7 @@ from minialign.policy.knobs import LoRAConfig
 CONFIG = LoRAConfig(rank=4, alpha=6.0, dropout=0.0)
 EVERY_LAYER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 IDS = torch.arange(3, 40)[None]
-SEQUENCES = [Sequence((3, 4, 5), (6, 7, 8)), Sequence((9,), (10, 2))]
+SEQUENCES = [Example((3, 4, 5), (6, 7, 8)), Example((9,), (10, 2))]
 
 
 def fill(model: CausalLM, name: str, seed: int = 0, std: float = 0.2) -> None:

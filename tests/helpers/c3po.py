@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from helpers.toys import Outcome, byte_tokenizer, change, naive_score, outcome, small_model
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.methods import c3po
 from minialign.methods.c3po import ADAPTER, Batch
 from minialign.methods.knobs import C3POConfig
 from minialign.methods.lessons import Lessons
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
-from minialign.policy.encode import FeedbackSequences
+from minialign.policy.encode import ScopedExamples
 from minialign.policy.knobs import LoRAConfig
 from minialign.policy.reference import reference_policy
 from minialign.training.run import Run
@@ -29,14 +29,14 @@ KL = {"constraint": "kl"}
 SETTINGS = {"c3po": {}, "dpo": DPO, "scd": SCD, "scd + negatives": SCD_NEGATIVES, "kl": KL}
 
 
-def encode(prompt: str, answer: str) -> Sequence:
+def encode(prompt: str, answer: str) -> Example:
     tokenizer = byte_tokenizer()
-    return Sequence(tokenizer.encode_prompt(prompt), tokenizer.encode_completion(answer))
+    return Example(tokenizer.encode_prompt(prompt), tokenizer.encode_completion(answer))
 
 
-def make_data(name: str = "", pairs: int = 5, near: int = 3, out: int = 4) -> FeedbackSequences:
+def make_data(name: str = "", pairs: int = 5, near: int = 3, out: int = 4) -> ScopedExamples:
     """Scopes of unequal size; answers of unequal length."""
-    return FeedbackSequences(
+    return ScopedExamples(
         tuple(
             (encode(f"hi {name}{i}", i * "o" + "ahoy"), encode(f"hi {name}{i}", "hello" + i * "!"))
             for i in range(pairs)
@@ -71,11 +71,11 @@ def fresh_policy(config: C3POConfig, seed: int = 0) -> CausalLM:
 def small_training(
     folder: Path,
     config: C3POConfig | None = None,
-    data: FeedbackSequences = DATA,
+    data: ScopedExamples = DATA,
     *,
     seed: int = 0,
     micro_batch_tokens: int = 2048,
-    held_out: FeedbackSequences | None = None,
+    held_out: ScopedExamples | None = None,
     resume: bool = False,
     prepare: Callable[[Run], None] = lambda run: None,
 ) -> Outcome:
@@ -90,7 +90,7 @@ def small_training(
     return outcome(folder, model)
 
 
-def naive_divergence(model: CausalLM, sequence: Sequence) -> Tensor:
+def naive_divergence(model: CausalLM, sequence: Example) -> Tensor:
     """KL(base || policy) at the positions that predict the completion, whole and unfused."""
     ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
     places = slice(len(sequence.prompt_ids) - 1, -1)

@@ -6,13 +6,13 @@ import random
 
 import torch
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 
 A, B = (5, 6, 7), (9,)
 WINDOW = 8
 
 
-def random_sequences(seed: int = 0, prompts: int = 3, each: int = 3) -> list[Sequence]:
+def random_sequences(seed: int = 0, prompts: int = 3, each: int = 3) -> list[Example]:
     """Prompts and completions of unequal lengths, in mixed order."""
     rng = random.Random(seed)
     found = []
@@ -20,12 +20,12 @@ def random_sequences(seed: int = 0, prompts: int = 3, each: int = 3) -> list[Seq
         prompt = tuple(rng.randrange(3, 272) for _ in range(rng.randint(1, 9)))
         for _ in range(each):
             completion = tuple(rng.randrange(3, 272) for _ in range(rng.randint(1, 12)))
-            found.append(Sequence(prompt, completion))
+            found.append(Example(prompt, completion))
     rng.shuffle(found)
     return found
 
 
-def one(sequence: Sequence) -> tuple[Sequence]:
+def one(sequence: Example) -> tuple[Example]:
     return (sequence,)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceABC
+from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from helpers.models import TOY_CONFIG, make_model
-from minialign.data.records import Demonstration, Sequence
+from minialign.data.records import Demonstration, Example
 from minialign.methods import ditto
 from minialign.methods.anchors import Anchors
 from minialign.methods.knobs import DittoConfig, SFTConfig
@@ -53,7 +53,7 @@ def with_adapter(
     return model
 
 
-def naive_score(model: CausalLM, sequence: Sequence) -> Tensor:
+def naive_score(model: CausalLM, sequence: Example) -> Tensor:
     """The definition: a plain forward pass over one sequence, log_softmax, gather, sum."""
     ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
     logps = model.logits(ids)[0].log_softmax(-1)
@@ -123,7 +123,7 @@ TEXTS = (
 )
 
 
-def demonstrations(texts: SequenceABC[tuple[str, str]] = TEXTS) -> list[Demonstration]:
+def demonstrations(texts: Sequence[tuple[str, str]] = TEXTS) -> list[Demonstration]:
     return [
         Demonstration(
             [{"role": "user", "content": prompt}], completion, f"demos.jsonl, line {line}"
@@ -152,7 +152,7 @@ def small_config(**changes: Any) -> DittoConfig:
     return change(config, changes)
 
 
-HELD_OUT = [Sequence((1, 87, 85), (70, 71, EOS)), Sequence((1, 87), (71, EOS))]
+HELD_OUT = [Example((1, 87, 85), (70, 71, EOS)), Example((1, 87), (71, EOS))]
 ANCHOR_PROMPTS = [(1, 80 + i, 90) for i in range(6)]
 
 
@@ -201,11 +201,11 @@ def fresh_policy(config: DittoConfig, seed: int = 0) -> CausalLM:
 def small_training(
     folder: Path,
     config: DittoConfig | None = None,
-    texts: SequenceABC[tuple[str, str]] = TEXTS,
+    texts: Sequence[tuple[str, str]] = TEXTS,
     *,
     seed: int = 0,
     micro_batch_tokens: int = 2048,
-    held_out: SequenceABC[Sequence] = (),
+    held_out: Sequence[Example] = (),
     resume: bool = False,
     prepare: Callable[[Run], None] = lambda run: None,
     method: Callable[..., None] = ditto.train,
@@ -239,6 +239,6 @@ def outcome(folder: Path, model: CausalLM) -> Outcome:
     return Outcome(adapters, metrics, [json.loads(line) for line in lines], model)
 
 
-def encoded(text: str, prompt: str = "say hi", max_length: int = 64) -> Sequence:
+def encoded(text: str, prompt: str = "say hi", max_length: int = 64) -> Example:
     (demonstration,) = demonstrations([(prompt, text)])
     return encode_demonstration(demonstration, byte_tokenizer(), max_length)[0]

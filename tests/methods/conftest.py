@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 from helpers.toys import HELD_OUT, Outcome, small_training
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.policy.packing import Packed
 
 
 @pytest.fixture
-def scored(monkeypatch: pytest.MonkeyPatch) -> list[Sequence]:
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[Example]:
     """Every sequence that the model reads from now on, in any pass."""
-    read: list[Sequence] = []
+    read: list[Example] = []
     real = Packed.of
 
-    def spy(sequences: list[Sequence]) -> Packed:
+    def spy(sequences: list[Example]) -> Packed:
         read.extend(dict.fromkeys(sequences))
         return real(sequences)
 

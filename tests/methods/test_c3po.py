@@ -30,7 +30,7 @@ from helpers.toys import Outcome, naive_score, small_model
 from torch import Tensor
 
 from minialign.data.knobs import flags_of
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.losses import C3POLoss
 from minialign.methods import c3po
 from minialign.methods.c3po import ADAPTER, Batch
@@ -280,7 +280,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
 
 def test_reference_scores_are_not_computed_again_after_a_stop(
-    scored: list[Sequence], tmp_path: Path
+    scored: list[Example], tmp_path: Path
 ) -> None:
     config = small_config(epochs=4.0, pairs_per_step=5, **DPO)
     with pytest.raises(Interrupted):

@@ -20,10 +20,10 @@ from helpers.c3po import (
 )
 from helpers.toys import change, gradients, naive_score, small_model, with_adapter
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.methods.c3po import ADAPTER, Batch, c3po_step
 from minialign.methods.knobs import C3POConfig
-from minialign.policy.encode import FeedbackSequences
+from minialign.policy.encode import ScopedExamples
 from minialign.policy.reference import reference_policy
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.training.dealing import deal
@@ -60,7 +60,7 @@ def test_what_both_texts_of_a_pair_begin_with_is_read_once_and_changes_no_gradie
     naive = naive_loss(model, Batch(list(pairs), [], []), config)
     naive.backward()
     expected = gradients(model, ADAPTER)
-    batch = Batch.of(FeedbackSequences(pairs, (), ()), config)
+    batch = Batch.of(ScopedExamples(pairs, (), ()), config)
     whole = {len(s.completion_ids) for pair in pairs for s in pair}
     assert max(len(s.completion_ids) for pair in batch.pairs for s in pair) < max(whole)
     for cut, pair in zip(batch.pairs, pairs, strict=True):
@@ -79,10 +79,10 @@ def test_the_rewards_are_of_what_follows_the_common_start_and_the_margin_of_the_
     whole = (encode("hi", "the cat sat"), encode("hi", "the cat ran off"))
     config = small_config(**DPO)
     model = with_adapter(small_model(), ADAPTER)
-    batch = Batch.of(FeedbackSequences((whole,), (), ()), config)
+    batch = Batch.of(ScopedExamples((whole,), (), ()), config)
     metrics = c3po_step(model, batch, ReferenceScores(model, None), config, 2048)
 
-    def reward(sequence: Sequence) -> float:
+    def reward(sequence: Example) -> float:
         with reference_policy(model, None):
             reference = naive_score(model, sequence)
         return config.beta * float(naive_score(model, sequence) - reference)
@@ -97,7 +97,7 @@ def test_the_rewards_are_of_what_follows_the_common_start_and_the_margin_of_the_
 # ---- what is not computed ----
 
 
-def test_a_constraint_without_weight_is_never_read(scored: list[Sequence], tmp_path: Path) -> None:
+def test_a_constraint_without_weight_is_never_read(scored: list[Example], tmp_path: Path) -> None:
     for setting in ({}, KL):
         counts = {}
         for name, lambdas in {"both": {}, "out": {"lambda_out": 0.0}, "all": DPO}.items():
@@ -113,7 +113,7 @@ def test_a_constraint_without_weight_is_never_read(scored: list[Sequence], tmp_p
 
 
 def test_the_reference_reads_each_pair_once_and_no_constraint(
-    scored: list[Sequence], tmp_path: Path
+    scored: list[Example], tmp_path: Path
 ) -> None:
     small_training(tmp_path / "r", small_config(epochs=4.0, pairs_per_step=5))
     times = Counter(scored)
@@ -123,9 +123,7 @@ def test_the_reference_reads_each_pair_once_and_no_constraint(
         assert times[answer] == 4
 
 
-def test_sft_reads_no_baseline_and_asks_no_reference(
-    scored: list[Sequence], tmp_path: Path
-) -> None:
+def test_sft_reads_no_baseline_and_asks_no_reference(scored: list[Example], tmp_path: Path) -> None:
     found = small_training(tmp_path / "r", small_config(epochs=4.0, pairs_per_step=5, **SCD))
     assert Counter(scored) == {revised: 4 for revised, _ in DATA.in_scope}
     assert not any(key == "dpo" or "rewards" in key for m in found.metrics for key in m)

@@ -22,7 +22,7 @@ from helpers.toys import (
 )
 
 from minialign.data.knobs import flags_of
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.losses import PreferenceLoss
 from minialign.methods import ditto
 from minialign.methods import sft as sft_module
@@ -288,7 +288,7 @@ def test_no_pass_reads_more_than_micro_batch_tokens_or_twice_for_one_prompt_or_o
     passes: list[tuple[int, bool]] = []
     real = Packed.of
 
-    def spy(sequences: list[Sequence]) -> Packed:
+    def spy(sequences: list[Example]) -> Packed:
         packed = real(sequences)
         prompts = {s.prompt_ids for s in sequences}
         allowed = tokens * (1 + (len(prompts) == 1))
@@ -296,7 +296,7 @@ def test_no_pass_reads_more_than_micro_batch_tokens_or_twice_for_one_prompt_or_o
         return packed
 
     monkeypatch.setattr(Packed, "of", spy)
-    held_out = [Sequence((1, 9 + i), (i, EOS)) for i in range(100)]
+    held_out = [Example((1, 9 + i), (i, EOS)) for i in range(100)]
     small_training(tmp_path / "r", texts=texts, held_out=held_out, micro_batch_tokens=tokens)
     assert max(read for read, _ in passes) > min(tokens, 20)
     assert all(within for _, within in passes)

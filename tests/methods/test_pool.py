@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.methods.knobs import DittoConfig
 from minialign.methods.pool import Comparison, ComparisonPool, shares
 from minialign.policy.sample import Completion
@@ -19,7 +19,7 @@ P, Q = (1, 5), (1, 6)
 Round = list[list[tuple[int, ...]]]  # demonstration -> samples' ids
 
 
-def make_pool(demonstrations: list[Sequence], *rounds: Round) -> ComparisonPool:
+def make_pool(demonstrations: list[Example], *rounds: Round) -> ComparisonPool:
     pool = ComparisonPool(demonstrations)
     for groups in rounds:
         pool.add_round([[Completion("", ids, -1.0, "stop") for ids in group] for group in groups])
@@ -28,7 +28,7 @@ def make_pool(demonstrations: list[Sequence], *rounds: Round) -> ComparisonPool:
 
 def numbered_pool(prompts: list[tuple[int, ...]], rounds: int, each: int) -> ComparisonPool:
     """Every text is different: demonstration i is (i, 2), its samples end in it too."""
-    demonstrations = [Sequence(prompt, (i, 2)) for i, prompt in enumerate(prompts)]
+    demonstrations = [Example(prompt, (i, 2)) for i, prompt in enumerate(prompts)]
     written = [
         [[(1000 + 100 * r + s, i, 2) for s in range(each)] for i in range(len(prompts))]
         for r in range(rounds)
@@ -96,7 +96,7 @@ def test_later_rounds_have_17_5_and_2_of_24(rounds: int) -> None:
 
 def test_candidates_are_the_hand_enumerated_ones() -> None:
     """One demonstration (9), rounds (10 11), (20), (30 31)."""
-    pool = make_pool([Sequence(P, (9,))], [[(10,), (11,)]], [[(20,)]], [[(30,), (31,)]])
+    pool = make_pool([Example(P, (9,))], [[(10,), (11,)]], [[(20,)]], [[(30,), (31,)]])
     assert texts(everything(pool, "expert")) == {(0, (9,), (30,)), (0, (9,), (31,))}
     assert texts(everything(pool, "replay")) == {(0, (9,), (x,)) for x in (10, 11, 20)}
     newer_older = [(20, 10), (20, 11), (30, 10), (30, 11), (31, 10), (31, 11), (30, 20), (31, 20)]
@@ -110,7 +110,7 @@ def test_both_texts_answer_the_demonstration_s_own_prompt() -> None:
 
 
 def test_identical_texts_are_left_out_and_repeated_ones_count_once() -> None:
-    pool = make_pool([Sequence(P, (9,))], [[(9,), (10,), (10,)]], [[(10,), (9,), (20,), (20,)]])
+    pool = make_pool([Example(P, (9,))], [[(9,), (10,), (10,)]], [[(10,), (9,), (20,), (20,)]])
     assert texts(everything(pool, "expert")) == {(0, (9,), (10,)), (0, (9,), (20,))}
     assert len(everything(pool, "expert")) == 2
     assert texts(everything(pool, "replay")) == {(0, (9,), (10,))}
@@ -123,13 +123,13 @@ def test_identical_texts_are_left_out_and_repeated_ones_count_once() -> None:
 
 def test_no_demonstration_is_ever_the_worse_text() -> None:
     """The model may write one demonstration by heart in answer to another with the same prompt."""
-    pool = make_pool([Sequence(P, (8,)), Sequence(P, (9,))], [[(9,), (10,)], [(8,), (11,)]])
+    pool = make_pool([Example(P, (8,)), Example(P, (9,))], [[(9,), (10,)], [(8,), (11,)]])
     expected = {(0, (8,), (10,)), (1, (9,), (11,))}
     assert texts(everything(pool, "expert")) == expected
 
 
 def test_a_round_that_only_repeats_the_demonstration_offers_nothing() -> None:
-    pool = make_pool([Sequence(P, (9,))], [[(9,), (9,)]])
+    pool = make_pool([Example(P, (9,))], [[(9,), (9,)]])
     assert pool.draw(24, PAPER_MIX, random.Random(0)) == []
 
 
@@ -198,12 +198,12 @@ def test_the_state_holds_every_round() -> None:
 
 def test_a_round_must_answer_every_demonstration() -> None:
     with pytest.raises(ValueError):
-        make_pool([Sequence(P, (9,)), Sequence(Q, (8,))], [[(10,)]])
+        make_pool([Example(P, (9,)), Example(Q, (8,))], [[(10,)]])
 
 
 pools = st.builds(
     lambda prompts, rounds: make_pool(
-        [Sequence(prompt, (i % 3, 2)) for i, prompt in enumerate(prompts)],
+        [Example(prompt, (i % 3, 2)) for i, prompt in enumerate(prompts)],
         *(
             [[(token, 2) for token in group] for group in groups[: len(prompts)]]
             for groups in rounds
@@ -235,7 +235,7 @@ def test_whatever_the_samples_every_comparison_is_legal(
     for pair in pairs:
         assert pair.chosen != pair.rejected
 
-        def rounds_of(sequence: Sequence, who: int = pair.demonstration) -> list[int]:
+        def rounds_of(sequence: Example, who: int = pair.demonstration) -> list[int]:
             return [r for r in range(last + 1) if (r, who, sequence) in written]
 
         rejected = rounds_of(pair.rejected)

@@ -12,7 +12,7 @@ from helpers.toys import gradients, small_model, with_adapter
 from torch import Tensor
 
 from minialign.commands.plan import activation_bytes
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.activations import (
     plain_rms_norm,
     plain_rotate,
@@ -27,7 +27,7 @@ from minialign.policy.score import score
 
 Mode = Literal["none", "cheap", "full"]
 MODES: tuple[Mode, ...] = ("none", "cheap", "full")
-SEQUENCES = [Sequence((3, 4, 5), tuple(range(6, 30))), Sequence((9,), (10, 2))]
+SEQUENCES = [Example((3, 4, 5), tuple(range(6, 30))), Example((9,), (10, 2))]
 Function = Callable[..., Tensor]
 
 

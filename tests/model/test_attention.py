@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.segments import causal_mask
 from minialign.model.transformer import CausalLM
 from minialign.policy.score import score
@@ -27,7 +27,7 @@ def test_the_mask_is_causal_and_its_window_counts_the_token_itself() -> None:
 # ---- packed scoring against sequences one by one ----
 
 
-def separate_scores(model: CausalLM, sequences: list[Sequence]) -> Tensor:
+def separate_scores(model: CausalLM, sequences: list[Example]) -> Tensor:
     """The definition: log_softmax of the plain logits, gathered sequence by sequence."""
     sums = []
     for sequence in sequences:
@@ -53,11 +53,11 @@ def test_completions_packed_behind_one_prompt_score_and_learn_as_if_alone(
 ) -> None:
     shared, other = tuple(text(0, 11)), tuple(text(1, 3))
     sequences = [
-        Sequence(shared, tuple(text(2, 1))),
-        Sequence(other, tuple(text(3, 20))),
-        Sequence(shared, tuple(text(4, 7))),
-        Sequence(shared, tuple(text(5, 15))),
-        Sequence(other[:1], tuple(text(6, 2))),
+        Example(shared, tuple(text(2, 1))),
+        Example(other, tuple(text(3, 20))),
+        Example(shared, tuple(text(4, 7))),
+        Example(shared, tuple(text(5, 15))),
+        Example(other[:1], tuple(text(6, 2))),
     ]
     weights = torch.tensor([1.0, -0.5, 0.25, 2.0, -1.0])
     model.requires_grad_(True)
@@ -86,7 +86,7 @@ def test_any_mixture_of_prompts_and_completions_scores_as_sequence_by_sequence(
 ) -> None:
     config = request.getfixturevalue("toy_config")
     model = request.getfixturevalue("make_toy_model")(replace(config, sliding_window=window))
-    sequences = [Sequence(prompt, own) for prompt, group in groups for own in group]
+    sequences = [Example(prompt, own) for prompt, group in groups for own in group]
     order.shuffle(sequences)  # type: ignore[attr-defined]
     with torch.no_grad():
         expected = separate_scores(model, sequences)

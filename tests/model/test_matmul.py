@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from helpers.toys import gradients, small_model, with_adapter
 from torch import Tensor
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model import matmul
 from minialign.model.matmul import Linear, _Linear, linear, packed_weights, product
 from minialign.model.transformer import CausalLM
@@ -231,7 +231,7 @@ def test_other_processors_and_builds_do_without(monkeypatch: pytest.MonkeyPatch)
 
 
 def adapter_gradients(model: CausalLM) -> list[Tensor]:
-    score(model, [Sequence((3, 4, 5), (6, 7, 8)), Sequence((9,), (10, 2))]).sum().backward()
+    score(model, [Example((3, 4, 5), (6, 7, 8)), Example((9,), (10, 2))]).sum().backward()
     return gradients(model)
 
 

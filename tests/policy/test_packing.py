@@ -8,14 +8,14 @@ from helpers.toys import gradients, small_model, with_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.packing import Packed, by_prompt, distinct_tokens, micro_batches
 from minialign.policy.score import score
 
 
 def test_packed_is_the_worked_example_of_its_docstring() -> None:
-    packed = Packed.of([Sequence((11, 12), (3, 4)), Sequence((11, 12), (5,))])
+    packed = Packed.of([Example((11, 12), (3, 4)), Example((11, 12), (5,))])
     assert packed.ids == [11, 12, 3]
     assert packed.positions == [0, 1, 2]
     assert packed.predictors == [1, 2, 1]
@@ -45,14 +45,14 @@ def test_micro_batches_stay_within_the_budget_and_cut_no_prompt_group_that_does(
 def test_a_prompt_group_above_twice_the_budget_is_cut_and_its_parts_share_the_demonstration() -> (
     None
 ):
-    chosen = Sequence(A, (1, 2))
-    pairs = [(chosen, Sequence(A, (3, i, 4))) for i in range(5)]
+    chosen = Example(A, (1, 2))
+    pairs = [(chosen, Example(A, (3, i, 4))) for i in range(5)]
     whole = 3 + 2 + 5 * 3
     assert len(list(micro_batches(pairs, lambda pair: pair, whole // 2))) == 1
     cut = list(micro_batches(pairs, lambda pair: pair, (3 + 2 + 3 + 3 + 1) // 2))
     assert [len(part) for part in cut] == [2, 2, 1]
     assert sum(cut, []) == pairs
-    other = [(Sequence(A, (8, 9)), rejected) for _, rejected in pairs]
+    other = [(Example(A, (8, 9)), rejected) for _, rejected in pairs]
     mixed = [pair for both in zip(pairs, other, strict=True) for pair in both]
     cut = list(micro_batches(mixed, lambda pair: pair, (3 + 2 + 3 + 3 + 1) // 2))
     assert sum(cut, []) == pairs + other  # what shares a demonstration is kept together
@@ -60,14 +60,14 @@ def test_a_prompt_group_above_twice_the_budget_is_cut_and_its_parts_share_the_de
 
 
 def test_micro_batches_fill_the_budget_and_count_shared_text_once() -> None:
-    pairs = [(Sequence(A, (1, 2)), Sequence(A, (3,))), (Sequence(A, (1, 2)), Sequence(A, (4,)))]
-    other = [(Sequence(B, (1, 2)), Sequence(B, (3,)))]
+    pairs = [(Example(A, (1, 2)), Example(A, (3,))), (Example(A, (1, 2)), Example(A, (4,)))]
+    other = [(Example(B, (1, 2)), Example(B, (3,)))]
     exact = 3 + 2 + 1 + 1 + (1 + 2 + 1)
     assert len(list(micro_batches(pairs + other, lambda pair: pair, exact))) == 1
     assert len(list(micro_batches(pairs + other, lambda pair: pair, exact - 1))) == 2
 
 
-def step_gradients(model: CausalLM, sequences: list[Sequence], max_tokens: int) -> list:
+def step_gradients(model: CausalLM, sequences: list[Example], max_tokens: int) -> list:
     total = sum(len(s.completion_ids) for s in sequences)
     for part in micro_batches(sequences, one, max_tokens):
         (-score(model, part).sum() / total).backward()

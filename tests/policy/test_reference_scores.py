@@ -10,7 +10,7 @@ import torch
 from helpers.sequences import A, B, one, random_sequences
 from helpers.toys import small_model, with_adapter
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy import reference_scores
 from minialign.policy import score as scoring
@@ -21,12 +21,12 @@ from minialign.policy.score import score
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence]]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[Example]]:
     """What `score` was asked for, call by call."""
-    calls: list[list[Sequence]] = []
+    calls: list[list[Example]] = []
     real: Callable[..., torch.Tensor] = scoring.score
 
-    def spy(model: CausalLM, sequences: list[Sequence]) -> torch.Tensor:
+    def spy(model: CausalLM, sequences: list[Example]) -> torch.Tensor:
         calls.append(list(sequences))
         return real(model, sequences)
 
@@ -34,12 +34,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[list[Sequence]]:
     return calls
 
 
-def test_reference_scores_each_sequence_once_in_its_life(watched: list[list[Sequence]]) -> None:
+def test_reference_scores_each_sequence_once_in_its_life(watched: list[list[Example]]) -> None:
     model = with_adapter(small_model(), "sft")
     copy_adapter(model, "sft", "ditto")
     adapter_parameters(model, "ditto")[-1].data.add_(1)  # the policy is another
     reference = ReferenceScores(model, "sft")
-    a, b, c = Sequence(A, (3,)), Sequence(A, (4,)), Sequence(B, (5,))
+    a, b, c = Example(A, (3,)), Example(A, (4,)), Example(B, (5,))
     first = reference([a, b, a])
     second = reference([c, a, b])
     assert watched == [[a, b], [c]]
@@ -64,12 +64,12 @@ def test_reference_is_the_named_adapter_whatever_is_active_and_leaves_it_active(
 
 
 def test_reference_scores_are_forgotten_when_their_adapter_changes(
-    watched: list[list[Sequence]],
+    watched: list[list[Example]],
 ) -> None:
     model = with_adapter(small_model(), "sft")
     copy_adapter(model, "sft", "ditto")
     reference = ReferenceScores(model, "sft")
-    sequences = [Sequence(A, (3, 4))]
+    sequences = [Example(A, (3, 4))]
     before = reference(sequences)
     with torch.no_grad():
         adapter_parameters(model, "ditto")[0].add_(1)

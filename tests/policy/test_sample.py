@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.toys import EOS, byte_tokenizer, small_model, with_adapter
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.errors import InputError
 from minialign.model import matmul
 from minialign.model.attention import PackedAttention
@@ -55,7 +55,7 @@ def test_logprob_of_a_sample_is_its_score(window: int | None, knobs: dict[str, A
     groups = draw(model, **knobs)
     assert len({len(c.ids) for group in groups for c in group}) > 4  # a ragged batch
     with torch.no_grad():
-        expected = score(model, [Sequence(tuple(p), c.ids) for p, c in pairs_of(groups)])
+        expected = score(model, [Example(tuple(p), c.ids) for p, c in pairs_of(groups)])
     found = torch.tensor([c.logprob for _, c in pairs_of(groups)])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
@@ -320,7 +320,7 @@ def test_a_completion_never_outgrows_the_context() -> None:
     assert len(long.ids) == 2 and long.finish_reason == "length"
     assert len(short.ids) == 20
     with torch.no_grad():
-        expected = score(model, [Sequence(tuple(126 * [5]), long.ids)]).item()
+        expected = score(model, [Example(tuple(126 * [5]), long.ids)]).item()
     assert long.logprob == pytest.approx(expected, abs=1e-4)
 
 

@@ -9,19 +9,19 @@ import torch
 from helpers.sequences import A, B, random_sequences
 from helpers.toys import gradients, naive_score, small_model, with_adapter
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy import score as scoring
 from minialign.policy.adapters import active_adapter, adapter_parameters, copy_adapter, set_adapter
 from minialign.policy.score import divergence, score
 
 CASES = {
-    "one": [Sequence(A, (3, 4))],
-    "shared prompt": [Sequence(A, (3, 4)), Sequence(A, (3, 5, 8)), Sequence(A, (8,))],
-    "duplicates": [Sequence(A, (3, 4)), Sequence(A, (8,)), Sequence(A, (3, 4))],
-    "empty completion": [Sequence(A, ()), Sequence(A, (3, 4)), Sequence(B, ())],
-    "mixed order": [Sequence(A, (3,)), Sequence(B, (4, 4)), Sequence(A, (5, 6)), Sequence(B, (7,))],
-    "one completion is another prompt's end": [Sequence((5,), (6, 7)), Sequence((5, 6), (7,))],
+    "one": [Example(A, (3, 4))],
+    "shared prompt": [Example(A, (3, 4)), Example(A, (3, 5, 8)), Example(A, (8,))],
+    "duplicates": [Example(A, (3, 4)), Example(A, (8,)), Example(A, (3, 4))],
+    "empty completion": [Example(A, ()), Example(A, (3, 4)), Example(B, ())],
+    "mixed order": [Example(A, (3,)), Example(B, (4, 4)), Example(A, (5, 6)), Example(B, (7,))],
+    "one completion is another prompt's end": [Example((5,), (6, 7)), Example((5, 6), (7,))],
     "many": random_sequences(),
 }
 
@@ -47,7 +47,7 @@ def test_score_and_its_gradients_equal_the_plain_forward_pass(name: str, window:
 
 def test_empty_completions_score_zero() -> None:
     model = small_model()
-    assert score(model, [Sequence(A, ()), Sequence(B, ())]).tolist() == [0.0, 0.0]
+    assert score(model, [Example(A, ()), Example(B, ())]).tolist() == [0.0, 0.0]
     assert score(model, []).shape == (0,)
 
 
@@ -55,7 +55,7 @@ def test_each_prompt_and_each_sequence_is_computed_once() -> None:
     model = small_model()
     seen: list[int] = []
     model.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    score(model, 3 * [Sequence(A, (3, 4)), Sequence(B, (7,)), Sequence(A, (8, 9, 10))])
+    score(model, 3 * [Example(A, (3, 4)), Example(B, (7,)), Example(A, (8, 9, 10))])
     # prompts A and B; of (3, 4), (7,) and (8, 9, 10) all but the last tokens
     assert seen == [3 + 1 + 1 + 0 + 2]
 
@@ -71,14 +71,14 @@ def test_only_positions_that_predict_a_completion_token_reach_the_head(
         return kernel(hidden, *args)
 
     monkeypatch.setattr(scoring, "linear_logps", spy)
-    score(small_model(), [Sequence(A, (3, 4)), Sequence(A, (8, 9, 10)), Sequence(A, (3, 4))])
+    score(small_model(), [Example(A, (3, 4)), Example(A, (8, 9, 10)), Example(A, (3, 4))])
     assert rows == [5]
 
 
 # ---- divergence ----
 
 
-def plain_divergence(model: CausalLM, sequence: Sequence) -> torch.Tensor:
+def plain_divergence(model: CausalLM, sequence: Example) -> torch.Tensor:
     """From two whole tables of logits."""
     ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids])
     places = slice(len(sequence.prompt_ids) - 1, ids.shape[1] - 1)

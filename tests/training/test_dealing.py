@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from minialign.data.records import Sequence
+from minialign.data.records import Example
 from minialign.training.dealing import deal
 
 
 def test_sft_batches_deal_every_demonstration_before_any_twice() -> None:
-    items = [Sequence((1,), (i,)) for i in range(7)]
+    items = [Example((1,), (i,)) for i in range(7)]
     dealt = [s for step in range(7) for s in deal(items, 3, step, "0/sft")]
     for epoch in range(3):
         assert set(dealt[7 * epoch : 7 * (epoch + 1)]) == set(items)
