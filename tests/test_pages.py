@@ -22,7 +22,7 @@ from minialign.evaluation.judges import style
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.feedback.knobs import PipelineConfig
 from minialign.methods.cards import CARDS
-from minialign.methods.knobs import C3PO_RECIPES, RECIPES
+from minialign.methods.knobs import C3PO_RECIPES, DPO_RECIPES, RECIPES
 
 BENCHMARKS = ROOT / "benchmarks"
 GUIDES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -277,7 +277,10 @@ def test_the_mix_and_the_rate_in_the_text_are_the_recipes() -> None:
     mix = [[f"{100 * getattr(knobs, part):.0f}" for part in parts] for knobs in (paper, laptop)]
     assert mix[0] == mix[1] == re.findall(r"(\d+) %", read("README.md"))
     assert C3PO_RECIPES["laptop"].learning_rate == 1e-3
-    assert "default of 1e-3" in read("docs/howto.md") and "rate** (1e-3)" in read(RESULTS)
+    assert "rate** (1e-3)" in read(RESULTS)
+    assert DPO_RECIPES["laptop"].learning_rate == 1e-4
+    assert "Its default rate on a laptop is 1e-4" in read("docs/howto.md")
+    assert "`--method dpo` is therefore 1e-4" in read(RESULTS)
     counts = [row[2] for row in rows(read("examples/c3po/README.md"))[7:10]]
     said = r"each of {} prompts in scope, {} near it and {} far from it".format(*counts)
     assert said in " ".join(read(RESULTS).split())
