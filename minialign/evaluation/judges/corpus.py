@@ -46,6 +46,7 @@ class Corpus:
     prompts: Indices  # (T,): a number for each prompt
     pieces: list[str]
     text_of: Indices  # (P,)
+    sides: int  # groups, blank ones too
 
     @classmethod
     def build(
@@ -69,6 +70,7 @@ class Corpus:
             _numbered(given),
             [part for of_text in parts for part in of_text],
             np.repeat(np.arange(len(texts)), [len(of_text) for of_text in parts]),
+            len(sides),
         )
 
     @property
@@ -86,11 +88,9 @@ class Corpus:
     @property
     def paired(self) -> Mask:
         """By group: whether it answered enough of the person's prompts to be compared on those."""
-        own, mine = np.unique(self.prompts[self.groups == OWN]), np.unique(self.groups)
-        shared = [np.isin(own, self.prompts[self.groups == g]).sum() for g in mine]
-        found = np.zeros(self.groups.max() + 1, bool)
-        found[mine] = np.array(shared) >= MIN_SHARED
-        return found
+        own = np.unique(self.prompts[self.groups == OWN])
+        asked = [self.prompts[self.groups == group] for group in range(self.sides)]
+        return np.array([np.isin(own, prompts).sum() >= MIN_SHARED for prompts in asked])
 
     def folds(self) -> Indices | None:
         """(T,): which prompts are held out together; None if a side answered but one.

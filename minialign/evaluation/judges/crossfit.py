@@ -36,7 +36,7 @@ class CrossFitted(Generic[Kind]):
         seed: int = 0,
         piece: int = PIECE,
     ) -> CrossFitted[Kind]:
-        """From the person's unseen texts. Raises InputError if the person answered fewer than two prompts."""
+        """From the person's unseen texts. Raises InputError unless they answer two prompts."""
         prompts = list(dict.fromkeys(t.prompt for t in own if t.prompt and cleaned(t.text)))
         if len(prompts) < 2:
             raise InputError("one prompt cannot be left out of itself: give texts to two or more")
@@ -97,12 +97,11 @@ def fit_unseen(
     prompts = {text.prompt for text in unseen if cleaned(text.text)}
     if len(prompts) > MIN_OWN:
         return CrossFitted.fit(kind, unseen, others, seed=seed, piece=piece)
-    asked = dict.fromkeys(text.prompt for text in unseen if text.prompt)
-    found = {}
-    for prompt in asked:
+    judges = {}
+    for prompt in dict.fromkeys(text.prompt for text in unseen if text.prompt):
         own, *rest = _without(prompt, training, others)
-        found[prompt] = kind.fit(own, rest, seed=seed, piece=piece)
-    return CrossFitted(kind.fit(training, others, seed=seed, piece=piece), found)
+        judges[prompt] = kind.fit(own, rest, seed=seed, piece=piece)
+    return CrossFitted(kind.fit(training, others, seed=seed, piece=piece), judges)
 
 
 def _without(
