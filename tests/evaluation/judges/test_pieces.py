@@ -11,11 +11,12 @@ from voices import CASUAL, FORMAL, LISTING, write
 
 from minialign.evaluation.judges.characters import CharacterJudge
 from minialign.evaluation.judges.corpus import Text
+from minialign.evaluation.judges.delta import DeltaJudge
 from minialign.evaluation.judges.pieces import PieceJudge
 from minialign.evaluation.judges.style import StyleJudge
 from minialign.evaluation.judges.trust import area_under_curve
 
-KINDS = pytest.mark.parametrize("kind", [StyleJudge, CharacterJudge])
+KINDS = pytest.mark.parametrize("kind", [StyleJudge, CharacterJudge, DeltaJudge])
 
 
 def words(rng: random.Random, count: int) -> list[str]:

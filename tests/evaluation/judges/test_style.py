@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from voices import CASUAL, CHINESE, CHINESE_FORMAL, FORMAL, LISTING, write
 
-from minialign.evaluation.judges import style
 from minialign.evaluation.judges.style import StyleJudge, area_under_curve, copied_share
 from minialign.evaluation.judges.wellformed import CAP, WellFormed
 
@@ -291,38 +290,6 @@ def test_spoiled_demonstrations_count_against_the_person_and_real_texts_for(
 ) -> None:
     spoiled = judge.scores([spoil(text) for text in write(CASUAL, 6)])
     assert spoiled.max() < 0 < judge.scores(write(CASUAL, 6, first=6)).min()
-
-
-def family(pieces: list[str]) -> style._Family:
-    return style._Family.fit(style._Bag.of(str.split, pieces), 10, np.ones(len(pieces)))
-
-
-def test_one_rare_feature_has_bounded_weight() -> None:
-    """Standard scores end at CLIP, however often somebody writes "zz"."""
-    known = family(["a b c d"] * 30 + ["a b c zz"])
-    column = known.columns["zz"]
-    asked = style._Bag.of(str.split, ["zz " * 1 + "a " * 9, "zz " * 300])
-    once, often = known(asked)[:, column]
-    assert often == pytest.approx(style.CLIP / len(known.columns) ** 0.5)
-    assert 0 < once <= often
-
-
-def test_a_short_piece_is_drawn_towards_everybody() -> None:
-    asked = style._Bag.of(str.split, ["a b b b ", "a b b b " * 100])
-    short, long = family(["a a b b", "a a a b"] * 5)(asked)
-    assert np.all(np.abs(short) < 0.2 * np.abs(long)) and np.all(short * long > 0)
-
-
-def test_frequencies_are_counts_over_all_features_of_a_piece() -> None:
-    bag = style._Bag.of(str.split, ["b a a c", "", "c c"])
-    columns = bag.commonest(2, np.array([1.0, 1.0, 0.5]))
-    assert columns == {"c": 0, "a": 1}
-    assert bag.table(columns).tolist() == [[0.25, 0.5], [0, 0], [1, 0]]
-
-
-def test_pieces_that_are_not_learned_from_choose_no_features() -> None:
-    bag = style._Bag.of(str.split, ["a", "b b"])
-    assert bag.commonest(5, np.array([1.0, 0.0])) == {"a": 0}
 
 
 def test_the_cap_stands_on_a_scale_from_shuffled_to_the_persons_order() -> None:
