@@ -2,11 +2,9 @@
 
 A judge says of two answers to one prompt which is more like the person's: 1 the first, 0 the
 second, .5 a tie. The win rate is the mean over prompts of the mean over their comparisons. Its
-interval is a bootstrap's (Efron and Tibshirani 1993, chapter 13): prompts are drawn anew with
-replacement, and so are each contestant's answers within a prompt, since both are samples; 2.5 % of
-the win rates found so lie below the interval and 2.5 % above.
+interval (intervals.py) goes by the prompts, whose comparisons are not independent.
 
-Shape letters: P prompts, A and B answers of the two contestants, R replicates.
+Shape letters: P prompts, A and B answers of the two contestants.
 """
 
 from __future__ import annotations
@@ -16,12 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-REPLICATES = 2000
-SURE = 0.95
+from minialign.evaluation.judges.intervals import SURE, rate_interval
+
+__all__ = ["SURE", "Interval", "WinRate", "pairs_of", "shares_by_score", "win_rates"]
 
 
 @dataclass(frozen=True)
 class Interval:
+    """A mean over rivals; NaN for both ends says that there are too few prompts."""
+
     rate: float
     low: float
     high: float
@@ -29,7 +30,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class WinRate:
-    """How often `first` beat `second`; `per_prompt` is NaN where nothing could be judged."""
+    """How often `first` beat `second`; `per_prompt` is NaN where nothing could be judged.
+
+    `low` and `high` are NaN if fewer than MIN_PROMPTS prompts could be judged.
+    """
 
     first: str
     second: str
@@ -53,28 +57,12 @@ def win_rates(
     """Each pair's win rate, and each contestant's mean over its rivals, with intervals.
 
     `shares` holds, for a pair (first, second), the outcomes (P, A, B) in [0, 1], NaN where there is
-    none. Comparisons that were not made crosswise are (P, C, 1).
+    none. Comparisons that were not made crosswise are (P, C, 1). Nothing is drawn: `seed` is taken
+    for callers that gave the bootstrap one.
     """
-    wins, draws = [], {}
-    for (first, second), outcomes in shares.items():
-        draws[first, second] = _bootstrap(outcomes, seed)
-        draws[second, first] = 1 - draws[first, second]
-        low, high = _quantiles(draws[first, second])
-        judged = outcomes[~np.isnan(outcomes)]
-        per_prompt = _mean(outcomes.reshape(len(outcomes), -1))
-        wins.append(
-            WinRate(
-                first,
-                second,
-                float(_mean(per_prompt)),
-                low,
-                high,
-                float((judged == 0.5).mean()) if len(judged) else 0.0,
-                len(judged),
-                per_prompt.tolist(),
-            )
-        )
-    return wins, _means(wins, draws)
+    del seed
+    wins = [_win(first, second, outcomes) for (first, second), outcomes in shares.items()]
+    return wins, _means(wins, shares)
 
 
 def pairs_of(names: list[str]) -> list[tuple[str, str]]:
@@ -82,31 +70,44 @@ def pairs_of(names: list[str]) -> list[tuple[str, str]]:
     return [(second, first) for first, second in itertools.combinations(names, 2)]
 
 
-def _means(wins: list[WinRate], draws: dict[tuple[str, str], np.ndarray]) -> dict[str, Interval]:
-    rates = {(w.first, w.second): w.rate for w in wins}
-    rates |= {(w.second, w.first): 1 - w.rate for w in wins}
+def _win(first: str, second: str, outcomes: np.ndarray) -> WinRate:
+    judged = outcomes[~np.isnan(outcomes)]
+    per_prompt = _mean(outcomes.reshape(len(outcomes), -1))
+    low, high = rate_interval(per_prompt, _independent(outcomes))
+    return WinRate(
+        first,
+        second,
+        float(_mean(per_prompt)),
+        low,
+        high,
+        float((judged == 0.5).mean()) if len(judged) else 0.0,
+        len(judged),
+        per_prompt.tolist(),
+    )
+
+
+def _means(wins: list[WinRate], shares: dict[tuple[str, str], np.ndarray]) -> dict[str, Interval]:
+    """Rivals meet a contestant on the same prompts, so a prompt's rate is the mean over them."""
+    rates = {(w.first, w.second): np.array(w.per_prompt) for w in wins}
+    rates |= {(w.second, w.first): 1 - np.array(w.per_prompt) for w in wins}
     names = list(dict.fromkeys(name for w in wins for name in (w.second, w.first)))
     found = {}
     for name in names:
-        rivals = [pair for pair in rates if pair[0] == name]
-        low, high = _quantiles(np.mean([draws[pair] for pair in rivals], axis=0))
-        found[name] = Interval(float(np.mean([rates[pair] for pair in rivals])), low, high)
+        against = np.array([rate for (first, _), rate in rates.items() if first == name])
+        each = max(_independent(o) for pair, o in shares.items() if name in pair)
+        found[name] = Interval(
+            float(np.mean(_mean(against))), *rate_interval(_mean(against.T), each)
+        )
     return found
 
 
-def _bootstrap(outcomes: np.ndarray, seed: int) -> np.ndarray:
-    """Win rates (R,) of resampled prompts and answers.
+def _independent(outcomes: np.ndarray) -> float:
+    """How many independent comparisons a prompt's are worth at most.
 
-    The same seed draws the same prompts for every pair, so that means over rivals stay paired.
+    Of m answers each, compared crosswise, 3 m^2 / (2 m + 1): Mann and Whitney's variance.
     """
-    prompts, a, b = outcomes.shape
-    chosen = np.random.default_rng(seed).integers(prompts, size=(REPLICATES, prompts))
-    rng = np.random.default_rng([seed, 1])
-    firsts = rng.integers(a, size=(REPLICATES, prompts, a, 1))
-    seconds = rng.integers(b, size=(REPLICATES, prompts, 1, b))
-    drawn = outcomes[chosen[:, :, None, None], firsts, seconds]  # (R, P, A, B)
-    rates = _mean(_mean(drawn.reshape(REPLICATES, prompts, -1)))
-    return np.where(np.isnan(rates), 0.5, rates)
+    _, a, b = outcomes.shape
+    return 3 * a * b / (a + b + 1) if min(a, b) > 1 else float(max(a, b))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -114,8 +115,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     count = (~np.isnan(values)).sum(-1)
     total = np.nansum(values, axis=-1)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
-
-
-def _quantiles(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - SURE) / 2, (1 + SURE) / 2])
-    return float(low), float(high)
