@@ -7,7 +7,7 @@ from typing import Literal
 
 from minialign.data.knobs import knob, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import JUDGES, MODEL, check_judge
+from minialign.evaluation.judges import MODEL, OFFLINE, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
@@ -23,8 +23,8 @@ class EvaluateOptions:
         "RUN's own, a stage of it, or RUN-METHOD), a run folder, a file of answers",
     )
     judges: tuple[str, ...] = knob(
-        (next(iter(JUDGES)),),
-        "who judges: style (offline), model (--judge-model, --judge-url)",
+        OFFLINE,
+        f"who judges: {', '.join(OFFLINE)} (all offline), {MODEL} (--judge-model, --judge-url)",
     )
     test: str = knob(
         "",

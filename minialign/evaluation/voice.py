@@ -261,7 +261,7 @@ def _judged(voice: Voice, hall: Hall) -> list[Judgement]:
         hall.model,
         hall.tokenizer,
         voice.learned,
-        [d.completion for d in voice.held_out],
+        voice.held_out,
         voice.others,
         hall.sampling,
         hall.options.seed,

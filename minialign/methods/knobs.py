@@ -40,7 +40,12 @@ class SFTConfig:
     learning_rate: float = knob(3e-5, "peak learning rate, cosine decay (DITTO 3e-5)")
     warmup_ratio: float = knob(0.1, "share of the steps that warm up (DITTO paper .1, its code .2)")
     stop_loss: float = knob(
-        1.0, "stop once a step's loss, in nats per token, falls below (DITTO 1.0)"
+        1.0, "stop once a step's loss, in nats per token, falls below (DITTO 1.0); 0: never"
+    )
+    stop_ratio: float = knob(
+        0.0,
+        "stop once a step's loss falls below this share of the first step's, since one voice "
+        "starts at twice the loss of another; 0: never (not in the paper)",
     )
     train_on_prompt: bool = knob(False, "also learn to write the prompts (DITTO's code does)")
 
@@ -51,6 +56,7 @@ class SFTConfig:
         require(
             0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
         )
+        require(0 <= self.stop_ratio < 1, f"stop_ratio must lie in [0, 1), not {self.stop_ratio}")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,17 @@ the completion and its end token by default.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Sequence
 
-from minialign.data.records import Example
+import torch
+from torch import Tensor
+
+from minialign.data.records import Example, plural
 from minialign.losses import sft_loss
 from minialign.methods.anchors import Anchors
 from minialign.methods.cards import UNSEEN
-from minialign.methods.knobs import DittoConfig
+from minialign.methods.knobs import DittoConfig, SFTConfig
 from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
@@ -35,7 +39,7 @@ def train(
     run: Run,
     anchors: Anchors | None = None,
 ) -> None:
-    """Minimises the demonstrations' loss per token, until `stop_loss` or `max_steps` is reached.
+    """Minimises the demonstrations' loss per token, until it is low enough or at `max_steps`.
 
     Trains the model's active adapter, in place. The held-out loss is logged once, at the end.
     `anchors` are written here if `knobs.anchors` asks for them and none are handed over.
@@ -54,12 +58,12 @@ def train(
         weight_decay=knobs.weight_decay,
         max_grad_norm=knobs.max_grad_norm,
     )
-    parts = Parts(model, optimizer=optimizer)
+    stop = EarlyStop(sft)
+    parts = Parts(model, optimizer=optimizer, stop=stop)
     first = run.restore(ADAPTER, parts)
     if first is None:
         return
     model.train()
-    losses: list[float] = []
     for step in run.steps(ADAPTER, first, sft.max_steps, parts):
         batch = deal(demonstrations, sft.batch_size, step, f"{run.seed}/sft")
         # Dropout draws from torch's global generator.
@@ -68,15 +72,47 @@ def train(
             loss = _backward(model, batch, run.micro_batch_tokens)
             measured = anchors.backward(model, ADAPTER, step, run) | optimizer.step(step)
         run.log(ADAPTER, step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
-        losses.append(loss)
-        if loss < sft.stop_loss:
+        if stop(loss):
             break
     model.eval()
     unseen = nats_per_token(model, lessons.held_out, run.micro_batch_tokens)
     run.log_summary(ADAPTER, {UNSEEN: unseen})
-    if losses:
-        text = f"{len(losses)} steps, loss {losses[0]:.2f} -> {losses[-1]:.2f} nats per token"
-        run.say("SFT", text, unseen)
+    if stop.steps:
+        run.say("SFT", stop.summary(), unseen)
+
+
+class EarlyStop:
+    """Ends the warm start once a step's loss is low enough: DPO needs texts not known by heart."""
+
+    def __init__(self, knobs: SFTConfig) -> None:
+        self._loss, self._ratio = knobs.stop_loss, knobs.stop_ratio
+        self.steps, self._first, self._last = 0, math.nan, math.nan
+
+    def __call__(self, loss: float) -> bool:
+        """Whether the step with this loss is the last one."""
+        if self.steps == 0:
+            self._first = loss
+        self.steps, self._last = self.steps + 1, loss
+        return loss < self.threshold
+
+    @property
+    def threshold(self) -> float:
+        """Nats per token."""
+        return max(self._loss, self._ratio * self._first)
+
+    def summary(self) -> str:
+        steps, losses = plural(self.steps, "step"), f"{self._first:.2f} -> {self._last:.2f}"
+        text = f"{steps}, loss {losses} nats per token"
+        if self._first >= self._loss:
+            return text
+        return f"{text}: below {self._loss:g} from the start, so there was little to learn"
+
+    def state(self) -> dict[str, Tensor]:
+        return {"seen": torch.tensor([self.steps, self._first, self._last], dtype=torch.float64)}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        steps, self._first, self._last = state["seen"].tolist()
+        self.steps = int(steps)
 
 
 def _backward(model: CausalLM, batch: list[Example], micro_batch_tokens: int) -> float:
@@ -105,7 +141,7 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
     read = round(sft.max_steps * min(sft.batch_size, len(demonstrations)) * mean)
     row = (
         f"at most {sft.max_steps} steps, learning rate {sft.learning_rate:g}, "
-        f"until the loss is {sft.stop_loss:g}"
+        f"until the loss is {_until(sft)}"
     )
     return Work(
         read=read,
@@ -116,6 +152,13 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
         tokens=f"{read:,} tokens of SFT",
         shown=_shown(demonstrations[0], sft.train_on_prompt),
     )
+
+
+def _until(sft: SFTConfig) -> str:
+    limits = [f"{sft.stop_loss:g}"] if sft.stop_loss else []
+    if sft.stop_ratio:
+        limits.append(f"{sft.stop_ratio:.0%} of the first step's")
+    return " or ".join(limits) or "0"
 
 
 def tokens_in_flight(

@@ -7,6 +7,7 @@ from pathlib import Path
 from helpers.toys import change, small_config, small_training
 
 from minialign.methods import sft
+from minialign.methods.knobs import SFTConfig
 
 
 def test_sft_learns_the_demonstrations_by_heart_when_allowed_to(tmp_path: Path) -> None:
@@ -30,3 +31,32 @@ def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> N
     )
     first = next(i for i, loss in enumerate(losses) if loss < threshold)
     assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
+
+
+def test_sft_stops_below_a_share_of_the_first_loss(tmp_path: Path) -> None:
+    slow = small_config(**{"sft.max_steps": 12, "sft.learning_rate": 0.02, "sft.stop_loss": 0.0})
+    losses = [
+        m["loss"] for m in small_training(tmp_path / "a", slow, method=sft.train).steps("sft")
+    ]
+    ratio = sorted(losses)[4] / losses[0]
+    stopped = small_training(
+        tmp_path / "b", change(slow, {"sft.stop_ratio": ratio}), method=sft.train
+    )
+    first = next(i for i, loss in enumerate(losses) if loss < ratio * losses[0])
+    assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
+
+
+def test_a_stop_remembers_the_first_loss_over_an_interruption() -> None:
+    knobs = SFTConfig(stop_loss=0.0, stop_ratio=0.5)
+    early = sft.EarlyStop(knobs)
+    assert not early(4.0) and not early(3.0)
+    resumed = sft.EarlyStop(knobs)
+    resumed.load_state(early.state())
+    assert not resumed(2.1) and resumed(1.9)
+    assert resumed.summary() == "4 steps, loss 4.00 -> 1.90 nats per token"
+
+
+def test_a_warm_start_with_nothing_to_learn_says_so() -> None:
+    early = sft.EarlyStop(SFTConfig(stop_loss=1.0))
+    assert early(0.38)
+    assert "below 1 from the start" in early.summary()

@@ -10,9 +10,13 @@ from types import ModuleType
 
 from minialign.data.knobs import nearest, require
 
+OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
 MODEL = "model"  # the judge that asks a model, which must be named
 JUDGES: dict[str, str] = {  # name -> module
+    "panel": "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
+    "character": "minialign.evaluation.judges.by_character",
+    "delta": "minialign.evaluation.judges.by_delta",
     MODEL: "minialign.evaluation.judges.model",
 }
 

@@ -97,10 +97,24 @@ def fit_unseen(
     prompts = {text.prompt for text in unseen if cleaned(text.text)}
     if len(prompts) > MIN_OWN:
         return CrossFitted.fit(kind, unseen, others, seed=seed, piece=piece)
+    return fit_on_training(kind, unseen, training, others, seed=seed, piece=piece)
+
+
+def fit_on_training(
+    kind: type[Kind],
+    unseen: Sequence[Text],
+    training: Sequence[Text],
+    others: Sequence[Sequence[Given]],
+    *,
+    seed: int = 0,
+    piece: int = PIECE,
+) -> CrossFitted[Kind]:
+    """From the training texts, without what answers a prompt of `unseen` that is asked about."""
     judges = {}
     for prompt in dict.fromkeys(text.prompt for text in unseen if text.prompt):
         own, *rest = _without(prompt, training, others)
-        judges[prompt] = kind.fit(own, rest, seed=seed, piece=piece)
+        if own:
+            judges[prompt] = kind.fit(own, rest, seed=seed, piece=piece)
     return CrossFitted(kind.fit(training, others, seed=seed, piece=piece), judges)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +12,15 @@ import numpy as np
 from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Progress
 from minialign.evaluation.judges.winrates import Interval, WinRate, win_rates
+from minialign.evaluation.names import BASE
 from minialign.feedback.teacher import Teacher
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import sample
 from minialign.weights.tokenizer import Tokenizer
 
+BASE_ANSWERS = 4  # a prompt, of the base model, which judges of style learn from
 Texts = dict[str, list[list[str]]]  # contestant -> prompt -> answers
 # (first, second) -> (prompts, answers of the first, of the second): 1 where the first wins, 0 where
 # the second does, NaN without a verdict
@@ -24,18 +29,43 @@ Shares = dict[tuple[str, str], np.ndarray]
 
 @dataclass(frozen=True)
 class Trial:
-    """All that a judge may learn from, or ask, before it judges."""
+    """All that a judge may learn from, or ask, before it judges.
+
+    The answers that are compared are to the prompts of `held_out`, in their order.
+    """
 
     model: CausalLM
     tokenizer: Tokenizer
     learned: list[Demonstration]  # the person's, which the run was trained on
-    examples: list[str]  # the person's own text to each prompt that is judged
+    held_out: list[Demonstration]  # the person's, which nothing was trained on
     others: list[str]  # other people's texts
     sampling: SamplingConfig  # of the answers
     seed: int
     teacher: Callable[[], Teacher]
     writing: Progress
     asking: Callable[[int], Callable[[], None]]  # questions -> what is called after each
+
+    @property
+    def examples(self) -> list[str]:
+        """The person's own text to each prompt that is judged."""
+        return [d.completion for d in self.held_out]
+
+    @cached_property
+    def base_answers(self) -> list[list[str]]:
+        """The base model's, to every prompt of the person's: `learned`, then `held_out`."""
+        asked = [*self.learned, *self.held_out]
+        prompts = [tuple(self.tokenizer.encode_prompt(d.messages)) for d in asked]
+        on_token = self.writing(f"{BASE}, for the judges", len(prompts) * BASE_ANSWERS)
+        with reference_policy(self.model, None):
+            groups = sample(
+                self.model,
+                prompts,
+                BASE_ANSWERS,
+                self.sampling,
+                seed=self.seed + 1,
+                on_token=on_token,
+            )
+        return [[self.tokenizer.decode(c.ids) for c in group] for group in groups]
 
 
 class Judge(Protocol):

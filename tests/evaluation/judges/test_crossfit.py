@@ -6,8 +6,8 @@ import random
 
 import numpy as np
 import pytest
-from conftest import refusal
-from voices import CASUAL, FORMAL, LISTING, write
+from helpers.refusals import refusal
+from helpers.voices import CASUAL, FORMAL, LISTING, write
 
 from minialign.evaluation.judges.characters import CharacterJudge
 from minialign.evaluation.judges.corpus import Text

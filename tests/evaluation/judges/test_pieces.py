@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from voices import CASUAL, FORMAL, LISTING, write
+from helpers.voices import CASUAL, FORMAL, LISTING, write
 
 from minialign.evaluation.judges.characters import CharacterJudge
 from minialign.evaluation.judges.corpus import Text

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from helpers.refusals import refusal
+from helpers.voices import CASUAL, CHINESE, CHINESE_FORMAL, FORMAL, LISTING, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from voices import CASUAL, CHINESE, CHINESE_FORMAL, FORMAL, LISTING, write
 
 from minialign.evaluation.judges.style import StyleJudge, area_under_curve, copied_share
 from minialign.evaluation.judges.wellformed import CAP, WellFormed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import refusal
+from helpers.refusals import refusal
 from hypothesis import given
 from hypothesis import strategies as st
 

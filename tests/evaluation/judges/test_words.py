@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import refusal
+from helpers.refusals import refusal
 
 from minialign.evaluation.judges.words import copied_share, tokens_of
 
