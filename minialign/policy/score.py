@@ -61,7 +61,10 @@ def _predictors(model: CausalLM, packed: Packed) -> Tensor:
         torch.tensor(packed.ids, device=device),
         torch.tensor(packed.positions, device=device),
     )
-    return model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
+    hidden = model(ids, positions, attend)
+    # A shared prompt's last state predicts the first token of each of its completions. The gradient
+    # of plain indexing adds those up in whatever order the threads come; this one's order is fixed.
+    return hidden.index_select(0, torch.tensor(packed.predictors, device=device))
 
 
 def _head_kl(hidden: Tensor, weight: Tensor, reference_hidden: Tensor) -> Tensor:

@@ -200,7 +200,10 @@ class TestRefusals:
 
     def test_an_unknown_judge(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--judges", "style,jury")
-        assert said == "judges: there is no judge called 'jury': choose one of style, model"
+        assert (
+            said
+            == "judges: there is no judge called 'jury': choose one of panel, style, character, delta, model"
+        )
 
     def test_more_general_prompts_than_there_are(self, workplace: Path) -> None:
         assert "ask for fewer" in refused(workplace, "runs/demos", "--general", "100000")
