@@ -12,18 +12,28 @@ from typing import Any, NoReturn
 from minialign.data.knobs import converter, flags_of, nearest, shown_value, value_at
 from minialign.errors import InputError
 
-MOST_USED = "most used [default]"
+MOST_USED = "most used"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An error is one line, status 2, and names the nearest flag; `--help` shows the most used."""
+    """An error is one line, status 2, and names the nearest flag; help stands under subjects.
+
+    `--help` shows the most used flags; `--help-all` shows these first, and then the others.
+    """
 
     def __init__(self, program: str, description: str, arguments: Sequence[str] = ()) -> None:
         super().__init__(program, description=description, allow_abbrev=False, add_help=False)
         self.shows_all = "--help-all" in arguments
-        self.common = self.add_argument_group(MOST_USED)
-        self.common.add_argument("-h", "--help", action="help", help="the most used flags")
-        self.common.add_argument("--help-all", action="help", help="all flags")
+        self._groups: dict[str, argparse._ArgumentGroup] = {}
+        common = self.group(MOST_USED if self.shows_all else "help")
+        common.add_argument("-h", "--help", action="help", help="the most used flags")
+        common.add_argument("--help-all", action="help", help="all flags, by subject")
+
+    def group(self, subject: str) -> argparse._ArgumentGroup:
+        """The heading of a subject; it is shown once a flag stands under it."""
+        if subject not in self._groups:
+            self._groups[subject] = self.add_argument_group(subject)
+        return self._groups[subject]
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The flags that were given, by name. A flag that is not there ends the program."""
@@ -50,11 +60,11 @@ def add_flags(
 ) -> None:
     """One argument a knob; those not given are absent from what is parsed.
 
-    The knobs named in `first` stand among the most used, the others under `title`, which only
-    `--help-all` shows. `default` informs the help text, and `helps` replaces a flag's.
+    Those named in `first` are the most used, in that order; `--help` shows no others. A knob that
+    has no subject stands under `title`. `default` stands in brackets behind the help text, and
+    `helps` replaces a flag's.
     """
-    group = parser.add_argument_group(title)
-    for flag in flags_of(config_class):
+    for flag in sorted(flags_of(config_class), key=lambda flag: _place(flag.name, first)):
         shown = shown_value(value_at(default, flag.path)) if default is not None else ""
         text = (helps or {}).get(flag.name, flag.help) + (f" [{shown}]" if shown else "")
         is_common = flag.name in first
@@ -72,8 +82,13 @@ def add_flags(
         if flag.type == tuple[str, ...]:
             options["action"] = "extend"
         short = ["-" + flag.name] if len(flag.name) == 1 else []
-        place = parser.common if is_common else group
-        place.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
+        subject = MOST_USED if is_common and parser.shows_all else flag.subject
+        group = parser.group(subject or title)
+        group.add_argument(*short, "--" + flag.name.replace("_", "-"), **options)
+
+
+def _place(name: str, first: Sequence[str]) -> int:
+    return first.index(name) if name in first else len(first)
 
 
 def _metavar(kind: Any) -> str:

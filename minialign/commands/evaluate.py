@@ -13,6 +13,7 @@ from typing import Any
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
+from minialign.evaluation.judges import judges_help
 from minialign.evaluation.knobs import EvaluateOptions
 
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
@@ -26,7 +27,8 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """The run folders, and the flags that were given."""
     parser = OneLineParser("evaluate.py", DESCRIPTION, arguments)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders", metavar="RUN")
-    add_flags(parser, EvaluateOptions, "options [default]", EvaluateOptions(), first=FIRST)
+    helps = {"judges": f"who judges: {judges_help()}"}
+    add_flags(parser, EvaluateOptions, "options", EvaluateOptions(), first=FIRST, helps=helps)
     given = parser.parse(arguments)
     return given.pop("runs"), given
 

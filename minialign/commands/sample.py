@@ -33,7 +33,7 @@ HELP = (
 class SampleOptions:
     """sample.py's flags."""
 
-    prompt: str = knob("", "what to answer")
+    prompt: str = knob("", "what to answer", subject="what to ask")
     prompts: str = knob("", "or a file of prompts, JSON Lines of {prompt} or {messages}")
     chat: bool = knob(
         False, "or a conversation in the terminal; /adapter off and /adapter on compare"
@@ -42,8 +42,9 @@ class SampleOptions:
         (),
         "a run folder, or an adapter folder in PEFT's format; several (again --adapter) are added "
         "up, FOLDER=0.5 by half",
+        subject="the model",
     )
-    n: int = knob(1, "answers a prompt")
+    n: int = knob(1, "answers a prompt", subject="the answers")
     out: str = knob("", "write the answers to --prompts into this file, a line each")
     max_new_tokens: int = knob(400, "tokens an answer at most")
     temperature: float = knob(0.7, "0 takes the likeliest token; 1 is the model as it is")
@@ -51,12 +52,14 @@ class SampleOptions:
     top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
     seed: int = knob(0, "the same seed gives the same answers")
     model: str = knob(
-        "", "alias, hub id or folder; by default the one that the adapter was trained on"
+        "",
+        "alias, hub id or folder; by default the one that the adapter was trained on",
+        subject="the model",
     )
     revision: str = knob("", "the hub's branch, tag or commit")
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
-    overwrite: bool = knob(False, "replace the file --out")
+    overwrite: bool = knob(False, "replace the file --out", subject="the answers")
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
@@ -76,7 +79,7 @@ def parse(arguments: list[str]) -> SampleOptions:
         '--feedback "a sentence" makes the data folder of a sentence of feedback: '
         "sample.py --feedback --help"
     )
-    add_flags(parser, SampleOptions, "options [default]", SampleOptions(), first=FIRST)
+    add_flags(parser, SampleOptions, "options", SampleOptions(), first=FIRST)
     given = parser.parse(arguments)
     options = config_from_flags(SampleOptions(), given)
     require(bool(options.prompt.strip()) or "prompt" not in given, "--prompt is empty: give a text")

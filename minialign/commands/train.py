@@ -41,14 +41,17 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
     add_flags(
         parser,
         TrainOptions,
-        "options [default]",
+        "options",
         TrainOptions(),
         first=FIRST,
         helps={"method": _methods_help()},
     )
-    title = f"knobs of {card.title} [laptop recipe]; --recipe paper has the sources' values"
-    add_flags(parser, card.knobs_class, title, card.recipes["laptop"])
-    parser.epilog = "Each method has knobs of its own: --method NAME --help-all shows them."
+    add_flags(parser, card.knobs_class, "knobs", card.recipes["laptop"])
+    parser.epilog = (
+        f"--help-all shows the knobs of {card.title}, each with its value in the laptop recipe "
+        "(--recipe paper: the sources' values). Other methods have others: --method NAME "
+        "--help-all."
+    )
     given = parser.parse(arguments)
     if file := given.pop("file"):
         require("demos" not in given, f"{file}: --demos names a file already: give one of them")
