@@ -100,6 +100,26 @@ def _converted(flag: Flag, text: str) -> Any:
     return value
 
 
+def typed_value(flag: Flag, value: Any) -> Any:
+    """A value as JSON or TOML has it, in the type that the flag takes.
+
+    Raises InputError, naming the flag, where it is of another type, or not one of its choices.
+    """
+    takes: dict[Any, tuple[type, ...]] = {
+        bool: (bool,),
+        int: (int,),
+        float: (int, float),
+        tuple[str, ...]: (str, list),
+    }
+    kinds = takes.get(flag.type, (str,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and flag.type is not bool):
+        names = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise InputError(f"{flag.name}: {value!r} is not {names.get(flag.type, 'a text')}")
+    if flag.type is bool:
+        return value
+    return _converted(flag, ",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
 def _replaced(config: Any, values: dict[str, Any], prefix: str) -> Any:
     """A nested config's complaint begins with its own name for the knob: the prefix makes it the
     flag's.
