@@ -68,7 +68,7 @@ class TrainOptions:
     sweep: tuple[str, ...] = knob(
         (),
         "KNOB=VALUE,VALUE: a run for each value (again --sweep: each combination), in folders of "
-        "their own in --out",
+        "their own in --out; A:B=1:2,3:4 pairs the values of two knobs",
     )
     resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
     overwrite: bool = knob(False, "replace the run that --out holds")
