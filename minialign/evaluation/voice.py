@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,13 +34,14 @@ from minialign.evaluation.contestants import (
     held_out_sequences,
     prompt_limit,
 )
+from minialign.evaluation.fluency import fluency
 from minialign.evaluation.judges import JUDGES, module_of
 from minialign.evaluation.judges.verdicts import Judgement, Trial, judgement_of
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar, writing
 from minialign.evaluation.names import BASE
 from minialign.evaluation.tables import contest_table, side_by_side
-from minialign.evaluation.texts import text_figures
+from minialign.evaluation.texts import new_names, repetition, text_figures
 from minialign.methods.cards import warm_starts
 from minialign.model.transformer import CausalLM
 from minialign.policy.encode import encode_demonstration
@@ -63,10 +64,12 @@ class VoiceResults:
     answers: dict[str, Answers]
     judgements: list[Judgement]
     tokens: int  # of the person's held-out texts
+    limit: int = 0  # tokens an answer at most
+    person: dict[str, float | None] = field(default_factory=dict)  # the same of their own texts
 
     def table(self, show: int) -> str:
         title = f"{len(self.held_out)} held-out demonstrations, {self.tokens} tokens"
-        figures = contest_table(title, self.figures, self.judgements)
+        figures = contest_table(title, self.figures, self.judgements, self.limit, self.person)
         return f"{figures}\n{side_by_side(self.held_out, self.answers, show)}"
 
     def content(self) -> dict[str, Any]:
@@ -74,6 +77,8 @@ class VoiceResults:
         return {
             "prompts": [d.prompt for d in self.held_out],
             "texts": [d.completion for d in self.held_out],
+            "max_new_tokens": self.limit,
+            "person": self.person,
             "contestants": {
                 name: {
                     **figures,
@@ -149,7 +154,15 @@ class Voice:
         held_out = self._sequences(hall.model, hall.tokenizer)
         figures = _figures(self, hall, held_out)
         tokens = sum(len(sequence.completion_ids) for sequence in held_out)
-        return VoiceResults(self.held_out, figures, hall.answers, _judged(self, hall), tokens)
+        return VoiceResults(
+            self.held_out,
+            figures,
+            hall.answers,
+            _judged(self, hall),
+            tokens,
+            hall.sampling.max_new_tokens,
+            _persons_figures(self, hall, held_out),
+        )
 
 
 # ---- before the model loads ----
@@ -216,9 +229,39 @@ def _figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, dic
             "margins": {rival: float(margin.mean()) for rival, margin in own.items()},
             "positive": {rival: float((m > 0).float().mean()) for rival, m in own.items()},
             **(shown | {"stops": None} if contestant.answers else shown),
+            "fluency": fluency(
+                model,
+                [text.prompt_ids for text in held_out],
+                answers[name],
+                options.micro_batch_tokens,
+            ),
+            "names": _names(voice, [[c.text for c in group] for group in answers[name]]),
             "drift": drifted,
         }
     return found
+
+
+def _persons_figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, float | None]:
+    """What is said of the answers, of the person's own texts to the same prompts."""
+    own = [d.completion for d in voice.held_out]
+    with reference_policy(hall.model, None):
+        nats = nats_per_token(hall.model, held_out, hall.options.micro_batch_tokens)
+    return {
+        "fluency": nats,
+        "repetition": sum(map(repetition, own)) / len(own),
+        "names": _names(voice, [[text] for text in own]),
+    }
+
+
+def _names(voice: Voice, texts: Sequence[Sequence[str]]) -> float:
+    """Names an answer that neither its prompt nor a demonstration holds."""
+    learned = [text for d in voice.learned for text in (d.prompt, d.completion)]
+    counts = [
+        new_names(text, [*learned, d.prompt])
+        for d, group in zip(voice.held_out, texts, strict=True)
+        for text in group
+    ]
+    return sum(counts) / len(counts)
 
 
 def _own_answers(

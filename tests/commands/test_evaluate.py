@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -89,6 +90,7 @@ def naive(workplace: Path) -> dict[str, Any]:
     return {
         "model": model,
         "tokenizer": tokenizer,
+        "plain": plain,
         "texts": texts,
         "answers": answers,
         "words": {n: [[tokenizer.decode(c.ids) for c in g] for g in a] for n, a in answers.items()},
@@ -191,13 +193,13 @@ def naive_divergence(model: CausalLM, adapter: str, sequence: Example) -> float:
 def test_answers_are_described_as_they_are(
     evaluated: Outcome, written: dict[str, Any], naive: dict[str, Any]
 ) -> None:
-    assert evaluated.out.split("\n")[2].split() == list(NAMES)
+    assert list(NAMES) in [line.split() for line in evaluated.out.split("\n")]
     learned = [d["completion"] for d in DEMOS]
     for place, name in enumerate(NAMES):
         flat = [completion for group in naive["answers"][name] for completion in group]
         texts = [text for group in naive["words"][name] for text in group]
         expected = {
-            "answers that end by themselves": sum(c.ids[-1] == 2 for c in flat) / len(flat),
+            f"answers that end within {NEW} tokens": sum(c.ids[-1] == 2 for c in flat) / len(flat),
             "different word pairs": distinct_n(texts, 2),
             "repetition within an answer": sum(map(repetition, texts)) / len(texts),
             "copied from the demonstrations": sum(copied_share(t, learned) for t in texts)
@@ -211,6 +213,32 @@ def test_answers_are_described_as_they_are(
         assert written["contestants"][name]["finish_reasons"] == [
             [c.finish_reason for c in group] for group in naive["answers"][name]
         ]
+
+
+def test_fluency_is_the_base_models_surprise_at_the_answers(
+    evaluated: Outcome, written: dict[str, Any], naive: dict[str, Any]
+) -> None:
+    set_adapter(naive["model"], None)
+    shown = row(evaluated.out, "base's nats per token on the answers")
+    for name, cell in zip(NAMES, shown, strict=True):
+        pairs = [
+            (naive_score(naive["model"], prompt, c.ids), len(c.ids))
+            for prompt, group in zip(naive["plain"], naive["answers"][name], strict=True)
+            for c in group
+        ]
+        nats = -sum(score for score, _ in pairs) / sum(size for _, size in pairs)
+        assert written["contestants"][name]["fluency"] == pytest.approx(nats, rel=1e-4)
+        assert cell == f"{nats:.2f}"
+    persons = written["contestants"]["base"]["nats_per_token"]
+    assert written["person"]["fluency"] == pytest.approx(persons)
+    assert f"base's nats per token on them {persons:.2f}" in " ".join(evaluated.out.split())
+
+
+def test_the_verdict_of_the_report_stands_first(evaluated: Outcome, workplace: Path) -> None:
+    first = " ".join(evaluated.out.split("\n\n")[0].split())
+    page = (workplace / "runs" / "demos" / "report.html").read_text(encoding="utf-8")
+    headline = re.findall(r"<h1>(.*?)</h1>", page)[0].replace("\u00a0", " ")
+    assert first.startswith(html.unescape(headline)) and "SFT" in headline
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +412,7 @@ def test_another_type_of_the_base_moves_the_figures_a_little(
 def test_test_measures_on_another_file(copy: Path) -> None:
     write_jsonl(copy / "other.jsonl", [{"prompt": "Greet.", "completion": "Hi there."}])
     outcome = call(evaluate, "runs/demos", "--test", "other.jsonl", *FAST[:-2], cwd=copy)
-    assert outcome.out.startswith("1 held-out demonstrations")
+    assert "\n1 held-out demonstrations" in outcome.out
     assert "prompt: Greet.\n" in outcome.out
 
 

@@ -4,6 +4,7 @@ wrong is one line, before a model is loaded, and leaves the disk as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -426,6 +427,24 @@ def test_win_rates_are_the_last_contestants_with_everybodys_mean() -> None:
 def test_a_pair_without_a_verdict_has_no_rate() -> None:
     table = results(judges=[judgement(float("nan"))]).table(0)
     assert "nan" not in table and table.count("(no usable verdict)") == 3
+
+
+def test_too_few_prompts_have_a_rate_and_no_interval() -> None:
+    nan = float("nan")
+    win = WinRate("ditto", "base", 1.0, nan, nan, 0.0, 9, [1.0])
+    table = results(judges=[Judgement("style", True, "", [win], {})]).table(0)
+    assert "100%   (too few prompts for an interval)" in table and "nan" not in table
+
+
+def test_the_limit_and_the_persons_own_texts_stand_beside_the_figures() -> None:
+    found = results()
+    found.figures["base"] |= {"stops": 0.0, "fluency": 1.25}
+    found = dataclasses.replace(found, limit=4, person={"fluency": 3.2, "names": 0.5})
+    lines = [line.split() for line in found.table(0).split("\n")]
+    assert [*"answers that end within 4 tokens".split(), "0%", "-"] in lines
+    assert [*"base's nats per token on the answers".split(), "1.25", "-"] in lines
+    said = "the person's own texts: base's nats per token on them 3.20, new names an answer 0.5"
+    assert said.split() in lines
 
 
 def test_a_judge_that_cannot_judge_says_so_instead() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minialign.data.records import DEMONSTRATIONS, PAIRS
-from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
+from minialign.evaluation.names import AGAIN, BASE, COT, IN_CONTEXT
 from minialign.evaluation.report.axes import percent
 from minialign.evaluation.report.duels import INTERVAL, contestant_of, duels_of
 from minialign.evaluation.report.labels import rank, said, stage_title
@@ -62,7 +62,7 @@ def _judged(run: RunFiles) -> Finding | None:
         by = f"judge: {judge.get('name', 'unnamed')}"
         us, them = said(own), said(rival)
         if result.low is None or result.high is None:
-            sentence = f"{us} against {them}: {won} ({by}; without an interval)."
+            sentence = f"{us} against {them}: {won} ({by}; too few prompts for an interval)."
         elif result.low > 0.5:
             sentence = (
                 f"{us} writes more like the person than {them}: {won} "
@@ -81,8 +81,26 @@ def _judged(run: RunFiles) -> Finding | None:
         rest = " and ".join(
             f"{other} against {said(name)}" for name, (other, _) in list(duels.items())[1:]
         )
-        return Finding(sentence, f"It won {rest}." if rest else "")
+        more = [f"It won {rest}." if rest else "", _fluency(run, own)]
+        return Finding(sentence, " ".join(filter(None, more)))
     return None
+
+
+def _fluency(run: RunFiles, own: str) -> str:
+    """The other half of a voice: how well formed the answers are in the base model's eyes."""
+    entries = {**run.evaluation.get("contestants", {}), "": run.evaluation.get("person") or {}}
+    found = {
+        name: value
+        for name, entry in entries.items()
+        if (value := figure(entry.get("fluency"))) is not None
+    }
+    if own not in found or len(found) == 1:
+        return ""
+    known = {BASE: "on its own answers", "": "on the person’s texts"}
+    rest = " and ".join(
+        f"{found[name]:.2f} {said}" for name, said in known.items() if name in found
+    )
+    return f"Fluency, in the base model’s nats per token: {found[own]:.2f} on its answers, {rest}."
 
 
 def _measured(run: RunFiles) -> Finding | None:
