@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -24,9 +25,6 @@ FIRST = (
     *("prompt", "prompts", "chat", "adapter", "n", "out", "max_new_tokens", "temperature"),
     *("seed", "model"),
 )
-HELP = (
-    "/adapter on|off: with or without the adapter   /reset: forget the conversation   /quit: leave"
-)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class SampleOptions:
     prompt: str = knob("", "what to answer", subject="what to ask")
     prompts: str = knob("", "or a file of prompts, JSON Lines of {prompt} or {messages}")
     chat: bool = knob(
-        False, "or a conversation in the terminal; /adapter off and /adapter on compare"
+        False, "or a conversation in the terminal; /side compares with and without the adapter"
     )
     adapter: tuple[str, ...] = knob(
         (),
@@ -138,7 +136,7 @@ def check_out(file: Path, overwrite: bool) -> None:
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.policy.adapters import combine_adapters
     from minialign.policy.peft import load_adapter
-    from minialign.training.folder import adapter_folder, base_of
+    from minialign.training.folder import adapter_folder, base_of, folder_and_weight
     from minialign.weights.find import DEFAULT_MODEL
     from minialign.weights.load import load
 
@@ -162,20 +160,6 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     if weights and list(weights.values()) != [1.0]:
         combine_adapters(model, weights)
     return model, tokenizer
-
-
-def folder_and_weight(text: str) -> tuple[str, float]:
-    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1.
-
-    A path that exists as it stands is one: a sweep's folders are called beta=0.1.
-    """
-    if Path(text).exists():
-        return text, 1.0
-    folder, equals, weight = text.rpartition("=")
-    try:
-        return (folder, float(weight)) if equals and folder else (text, 1.0)
-    except ValueError:
-        return text, 1.0
 
 
 def generation(options: SampleOptions) -> dict[str, Any]:
@@ -288,37 +272,15 @@ def as_demonstration(messages: Messages, text: str) -> dict[str, Any]:
 
 def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
     """A conversation in the terminal."""
-    from minialign.policy.adapters import active_adapter, set_adapter
+    from minialign.commands.chat import Chat, talk
+    from minialign.policy.adapters import active_adapter
+    from minialign.policy.reference import reference_policy
 
     adapter = active_adapter(model)
-    messages: Messages = []
-    print(HELP)
-    while True:
-        try:
-            text = input("you> ").strip()
-        except EOFError:
-            print()
-            return
-        command = text.split()
-        if text == "/quit":
-            return
-        if text == "/reset":
-            messages = []
-            print("forgotten")
-        elif command[:1] == ["/adapter"] and command[1:] in (["on"], ["off"]):
-            if adapter is None:
-                print("there is no adapter: start with --adapter")
-                continue
-            set_adapter(model, adapter if command[1] == "on" else None)
-            print(f"adapter {command[1]}")
-        elif text.startswith("/"):
-            print(HELP)
-        elif text:
-            messages.append({"role": "user", "content": text})
-            try:
-                messages.append(
-                    {"role": "assistant", "content": stream(model, tokenizer, [messages], options)}
-                )
-            except InputError as error:  # the conversation has outgrown the context
-                print(f"{error}; /reset starts anew")
-                messages.pop()
+
+    def say(messages: Messages, adapted: bool, temperature: float) -> str:
+        with reference_policy(model, adapter if adapted else None):
+            warm = dataclasses.replace(options, temperature=temperature)
+            return stream(model, tokenizer, [messages], warm)
+
+    talk(Chat(say, options.temperature, has_adapter=adapter is not None))
