@@ -66,6 +66,11 @@ class Job:
         asked = self.options.prompt
         return [{"role": "user", "content": asked}] if asked else self.source.preview
 
+    @property
+    def preview_tokens(self) -> int:
+        """Of an answer before or after, at most."""
+        return min(self.longest + self.longest // 2, self.work.sampling.max_new_tokens)
+
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""
         return {
