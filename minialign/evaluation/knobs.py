@@ -7,7 +7,7 @@ from typing import Literal
 
 from minialign.data.knobs import knob, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import MODEL, OFFLINE, check_judge
+from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
@@ -20,7 +20,8 @@ class EvaluateOptions:
     against: tuple[str, ...] = knob(
         (BASE, FEW_SHOT, *warm_starts()),
         f"contestants: {BASE}, {FEW_SHOT}, a method ({', '.join(method_names(DEMONSTRATIONS))}: "
-        "RUN's own, a stage of it, or RUN-METHOD), a run folder, a file of answers",
+        "RUN's own, a stage of it, or RUN-METHOD), a run folder, a sum of such "
+        "(runs/a+runs/b=0.5), a file of answers",
         subject="who answers, and what",
     )
     judges: tuple[str, ...] = knob(OFFLINE, "who judges", subject="who judges")
@@ -65,13 +66,14 @@ class EvaluateOptions:
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
             check_judge(judge)
-        wants_model = MODEL in self.judges
+        asking = [judge for judge in self.judges if judge in ASKING]
         require(
-            wants_model == bool(self.judge_model),
-            "--judges model and --judge-model NAME need each other",
+            bool(asking) == bool(self.judge_model),
+            f"--judges {(asking or [MODEL])[0]} and --judge-model NAME need each other",
         )
         require(
-            wants_model or not self.judge_url, "--judge-url needs --judges model --judge-model NAME"
+            bool(asking) or not self.judge_url,
+            f"--judge-url needs --judges {MODEL} --judge-model NAME",
         )
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
         require(

@@ -302,6 +302,33 @@ def test_a_model_judge_is_asked_in_both_orders_and_nothing_twice(
     assert same == judgement and again.out == outcome.out
 
 
+def test_the_judge_of_quality_sees_the_prompt_and_not_the_person(
+    workplace: Path,
+    server: Loopback,
+) -> None:
+    asked: list[str] = []
+
+    def prefers_b(question: str) -> str:
+        asked.append(question)
+        return '{"answer": "B"}' if "<prompt>" in question else "yes"
+
+    server.default = says_by(prefers_b)
+    flags = ("--judges", "quality", "--judge-model", "wise", "--judge-url", server.url)
+    outcome = call(evaluate, "runs/demos", *FAST, *flags, "--against", "base", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    questions = [question for question in asked if "<prompt>" in question]
+    assert all("answers the prompt better" in question for question in questions)
+    for record in HELD_OUT:
+        assert any(f"<prompt>\n{record['prompt']}\n</prompt>" in q for q in questions)
+        assert not any(record["completion"] in question for question in questions)
+    text = (workplace / "runs" / "demos" / "evaluation.json").read_text(encoding="utf-8")
+    (judgement,) = json.loads(text)["judges"]
+    # Always the second place: no preference.
+    assert (judgement["name"], judgement["wins"][0]["rate"]) == ("quality", 0.5)
+    alone = call(evaluate, "runs/demos", "--judges", "quality", cwd=workplace)
+    assert "--judges quality and --judge-model NAME need each other" in alone.err
+
+
 def swapped(question: str) -> str:
     found = QUESTION.fullmatch(question)
     assert found

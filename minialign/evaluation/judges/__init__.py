@@ -11,13 +11,16 @@ from types import ModuleType
 from minialign.data.knobs import nearest, require
 
 OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
-MODEL = "model"  # the judge that asks a model, which must be named
+# These ask a model, which must be named.
+MODEL, QUALITY = "model", "quality"
+ASKING = (MODEL, QUALITY)
 JUDGES: dict[str, str] = {  # name -> module
     "panel": "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
     "character": "minialign.evaluation.judges.by_character",
     "delta": "minialign.evaluation.judges.by_delta",
     MODEL: "minialign.evaluation.judges.model",
+    QUALITY: "minialign.evaluation.judges.quality",
 }
 # A few words behind a judge's name in --help.
 HELPS = {
@@ -26,6 +29,7 @@ HELPS = {
     "character": "runs of characters",
     "delta": "frequent words",
     MODEL: "asks --judge-model, with --judge-url or without: whose hand?",
+    QUALITY: "asks it too: which answer is the better one?",
 }
 
 
