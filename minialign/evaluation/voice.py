@@ -32,6 +32,7 @@ from minialign.evaluation.contestants import (
     answers_from_file,
     entries_of,
     held_out_sequences,
+    parts_of,
     prompt_limit,
 )
 from minialign.evaluation.fluency import fluency
@@ -118,8 +119,9 @@ class Voice:
         general_prompts(options.general, options.seed, "drift")  # refuses more than there are
         learned = load_demonstrations(records[0]["options"]["demos"])
         held_out = _held_out(learned, records[0]["options"]["test"], options)
-        rivals = [Path(rival) for rival in options.against]
-        others = [read_run_record(rival) for rival in rivals if (rival / "config.json").exists()]
+        parts = [part for rival in options.against for part in parts_of(rival)]
+        rivals = [Path(folder) for folder, _ in parts if (Path(folder) / "config.json").exists()]
+        others = list(map(read_run_record, rivals))
         for record in (*records[1:], *others):
             if demos := record["options"]["demos"]:  # else it learned from feedback
                 check_held_out(training_split(load_demonstrations(demos)), held_out)

@@ -99,5 +99,5 @@ def test_help_lists_the_judges_of_the_registry(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(judges, registry, dict(getattr(judges, registry)))
     judges.register("longer", "longer_judge", "the longer text wins")
     text = " ".join(call(evaluate, "--help", cwd=ROOT).out.split())
-    assert "model (--judge-model, --judge-url" in text
+    assert "model (asks --judge-model" in text
     assert "longer (the longer text wins)" in text
