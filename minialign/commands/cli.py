@@ -60,6 +60,16 @@ class OneLineParser(argparse.ArgumentParser):
             self._groups[subject] = self.add_argument_group(subject)
         return self._groups[subject]
 
+    def format_help(self) -> str:
+        """The flags stand under their subjects, and not in the first line too."""
+        forms = {"?": "[{}]", "+": "{} ..."}
+        files = [
+            forms.get(str(action.nargs), "{}").format(action.metavar or action.dest)
+            for action in self._get_positional_actions()
+        ]
+        self.usage = " ".join(["%(prog)s", *files, "[--flag value ...]"])
+        return super().format_help()
+
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
         """The flags that were given, by name. A flag that is not there ends the program.
 

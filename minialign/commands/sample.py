@@ -66,9 +66,8 @@ class SampleOptions:
             f"max_new_tokens must be at least 1, not {self.max_new_tokens}",
         )
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
-        SamplingConfig(
-            self.max_new_tokens, self.temperature, self.top_p, self.top_k
-        )  # checks the rest
+        # Checks the rest.
+        SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
 
 
 def parse(arguments: list[str]) -> SampleOptions:
@@ -184,7 +183,8 @@ class Printer:
         self.tokenizer, self.n, self.stop_ids, self.prompts = tokenizer, n, stop_ids, prompts
         self.ids: list[list[int]] = [[] for _ in range(n * len(prompts))]
         self.current = 0
-        self.shown: str | None = None  # of the current sample; None before its title
+        # of the current sample; None before its title
+        self.shown: str | None = None
 
     def __call__(self, prompt: int, sample: int, token: int) -> None:
         self.ids[prompt * self.n + sample].append(token)
@@ -209,7 +209,8 @@ class Printer:
                 print(f"--- {sample + 1} of {self.n} ---")
         text = self.tokenizer.decode(self.ids[self.current])
         if not ended:
-            text = text.rstrip("\ufffd")  # half a character waits for its other bytes
+            # half a character waits for its other bytes
+            text = text.rstrip("\ufffd")
         print(text[len(self.shown) :], end="\n\n" if ended else "", flush=True)
         self.shown = text
         if ended:

@@ -37,7 +37,8 @@ MEASURES: dict[str, type[Measure]] = {DEMONSTRATIONS: Voice, FEEDBACK: Scopes, P
 class Contest:
     """Everything that is known, and checked, before the model loads."""
 
-    record: dict[str, Any]  # of the first run: its model counts
+    # of the first run: its model counts
+    record: dict[str, Any]
     measure: Measure
 
 
@@ -55,7 +56,8 @@ def prepare(folders: Sequence[Path], options: EvaluateOptions) -> Contest:
         find_checkpoint(options.judge_model)
     records = [read_run_record(folder) for folder in folders]
     for folder, record in zip(folders, records, strict=True):
-        adapter_folder(str(folder))  # refuses an unfinished run
+        # refuses an unfinished run
+        adapter_folder(str(folder))
         if _base_of(record) != _base_of(records[0]):
             raise InputError(
                 f"{folder}: was trained on {_base_of(record)}, {folders[0]} on "

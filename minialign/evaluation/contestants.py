@@ -29,7 +29,8 @@ from minialign.policy.sample import Completion, sample, with_text
 from minialign.training.folder import adapter_folder, folder_and_weight
 from minialign.weights.tokenizer import Tokenizer
 
-Answers = list[list[Completion]]  # prompt -> answers, with their texts
+# prompt -> answers, with their texts
+Answers = list[list[Completion]]
 Progress = Callable[[str, int], Callable[[int, int, int], None]]
 
 
@@ -133,7 +134,8 @@ def _adapter_of(name: str, run: Path, method: str) -> Path:
                 f"--against {name}: {run / f'adapter-{name}'} is not there: leave {name} out"
             )
         return run / f"adapter-{name}"
-    run = run if run.name else run.resolve()  # "." has no name to put -name behind
+    # "." has no name to put -name behind
+    run = run if run.name else run.resolve()
     folder = run.with_name(f"{run.name}-{name}")
     if not (folder / "adapter").exists():
         raise InputError(
@@ -151,9 +153,12 @@ class Contestant:
     """A policy and what it is shown, or texts that were written elsewhere."""
 
     name: str
-    adapter: str | None = None  # None: the base model
-    shown: tuple[Demonstration, ...] = ()  # few-shot: the demonstrations in its prompt
-    answers: tuple[tuple[str, ...], ...] = ()  # a file's: prompt -> texts
+    # None: the base model
+    adapter: str | None = None
+    # few-shot: the demonstrations in its prompt
+    shown: tuple[Demonstration, ...] = ()
+    # a file's: prompt -> texts
+    answers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def is_policy(self) -> bool:

@@ -53,7 +53,8 @@ from minialign.policy.sample import sample
 from minialign.training.folder import read_run_record
 from minialign.weights.tokenizer import Tokenizer
 
-GENERAL_TOKENS = 96  # of an answer on which drift is measured
+# of an answer on which drift is measured
+GENERAL_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,16 @@ class VoiceResults:
     """What was found, by contestant."""
 
     held_out: list[Demonstration]
-    figures: dict[str, dict[str, Any]]  # contestant -> name of a figure -> value
+    # contestant -> name of a figure -> value
+    figures: dict[str, dict[str, Any]]
     answers: dict[str, Answers]
     judgements: list[Judgement]
-    tokens: int  # of the person's held-out texts
-    limit: int = 0  # tokens an answer at most
-    person: dict[str, float | None] = field(default_factory=dict)  # the same of their own texts
+    # of the person's held-out texts
+    tokens: int
+    # tokens an answer at most
+    limit: int = 0
+    # the same of their own texts
+    person: dict[str, float | None] = field(default_factory=dict)
 
     def table(self, show: int) -> str:
         title = f"{len(self.held_out)} held-out demonstrations, {self.tokens} tokens"
@@ -102,12 +107,14 @@ class Voice:
     useless: ClassVar[tuple[str, ...]] = ()
     everywhere: ClassVar[bool] = False
 
-    knobs: dict[str, Any]  # of the first run
+    # of the first run
+    knobs: dict[str, Any]
     learned: list[Demonstration]
     held_out: list[Demonstration]
     entries: list[Entry]
     others: list[str]
-    written: dict[str, tuple[tuple[str, ...], ...]]  # the answers of those that come with a file
+    # the answers of those that come with a file
+    written: dict[str, tuple[tuple[str, ...], ...]]
 
     @classmethod
     def of(
@@ -116,14 +123,16 @@ class Voice:
         records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Voice:
-        general_prompts(options.general, options.seed, "drift")  # refuses more than there are
+        # refuses more than there are
+        general_prompts(options.general, options.seed, "drift")
         learned = load_demonstrations(records[0]["options"]["demos"])
         held_out = _held_out(learned, records[0]["options"]["test"], options)
         parts = [part for rival in options.against for part in parts_of(rival)]
         rivals = [Path(folder) for folder, _ in parts if (Path(folder) / "config.json").exists()]
         others = list(map(read_run_record, rivals))
         for record in (*records[1:], *others):
-            if demos := record["options"]["demos"]:  # else it learned from feedback
+            # else it learned from feedback
+            if demos := record["options"]["demos"]:
                 check_held_out(training_split(load_demonstrations(demos)), held_out)
         entries = entries_of(folders, records, options.against)
         prompts = [d.prompt for d in held_out]

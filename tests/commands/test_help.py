@@ -70,6 +70,8 @@ def flags_under(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 def test_help_shows_the_ten_most_used_flags_by_subject(door: ModuleType) -> None:
     shown = flags_under(call(door, "--help", cwd=ROOT).out)
+    usage = call(door, "--help", cwd=ROOT).out.split("\n")[0]
+    assert usage.startswith("usage: ") and usage.endswith("[--flag value ...]")
     assert shown.pop("help") == ["help", "help-all", "config"]
     assert len(shown) >= 3 and sum(map(len, shown.values())) == 10
 

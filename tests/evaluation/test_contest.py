@@ -110,8 +110,8 @@ class TestRefusals:
     def test_an_unknown_rival(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--against", "base,gpt")
         assert said == (
-            "--against gpt: not one of base, few-shot, ditto, sft, spin, nor a run folder or a "
-            "file of answers"
+            "--against gpt: not one of base, few-shot, ditto, sft, spin, nor a run folder, a "
+            "sum of them (runs/a+runs/b=0.5) or a file of answers"
         )
 
     def test_spin_that_was_not_trained(self, workplace: Path) -> None:
@@ -201,9 +201,8 @@ class TestRefusals:
 
     def test_an_unknown_judge(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--judges", "style,jury")
-        assert (
-            said
-            == "judges: there is no judge called 'jury': choose one of panel, style, character, delta, model"
+        assert said.startswith(
+            "judges: there is no judge called 'jury': choose one of panel, style"
         )
 
     def test_more_general_prompts_than_there_are(self, workplace: Path) -> None:
@@ -400,7 +399,7 @@ def test_both_judges_stand_one_below_the_other(
     both = ("--judges", "style,model", "--judge-url", server.url)
     outcome = call(evaluate, "runs/demos", *FAST, *JUDGED, *both, cwd=workplace)
     assert outcome.code == 0, outcome.err
-    titles = [line for line in outcome.out.split("\n") if "judged by" in line]
+    titles = [line for line in outcome.out.split("\n") if line.startswith("win rates")]
     assert titles == ["win rates, judged by style", "win rates, judged by model"]
 
 

@@ -24,8 +24,10 @@ CONTEXTS = {
     IN_CONTEXT: "the feedback given in the prompt",
     COT: "the feedback given with a chain of thought",
 }
-MOSTLY = 0.5  # S_in from which the feedback counts as followed, rather than followed more
-SLIGHT = 0.2  # how far S_out may be above the base model's own for answers to be left alone
+# S_in from which the feedback counts as followed, rather than followed more
+MOSTLY = 0.5
+# how far S_out may be above the base model's own for answers to be left alone
+SLIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _measured(run: RunFiles) -> Finding | None:
     rivals = sorted((name for name in nats if name != own), key=rank)
     if own not in nats or not rivals:
         return None
-    difference = round(nats[own] - nats[rivals[0]], 2)  # less than .01 is nothing to speak of
+    # less than .01 is nothing to speak of
+    difference = round(nats[own] - nats[rivals[0]], 2)
     verdict = (
         "better than" if difference < 0 else "worse than" if difference > 0 else "no better than"
     )
