@@ -66,7 +66,16 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
         bool(options.prompt.strip()) or "prompt" not in given,
         "--prompt is empty: give a text, or leave it out",
     )
-    return options, {k: v for k, v in given.items() if k not in names}
+    knobs = {k: v for k, v in given.items() if k not in names}
+    return options, _without_swept(options, knobs, parser.typed) if options.sweep else knobs
+
+
+def _without_swept(options: TrainOptions, knobs: dict[str, Any], typed: set[str]) -> dict[str, Any]:
+    """A sweep's values win over those of --config, as the command line does."""
+    from minialign.commands.sweep import grid
+
+    swept = grid(options.sweep)[0]
+    return {name: value for name, value in knobs.items() if name in typed or name not in swept}
 
 
 def _peek(arguments: list[str]) -> Card:

@@ -54,6 +54,10 @@ def test_every_flag_may_stand_in_the_file(toml: str) -> None:
 
 def test_the_command_line_wins(toml: str) -> None:
     given = ["--config", toml, "--max-steps", "9", "--no-overwrite", "--sweep", "beta=0.3"]
+    _, swept = parse([*given, "--sweep", "lr=1,2"])
+    assert "learning_rate" not in swept
+    _, both = parse([*given, "--sweep", "max_steps=1,2"])
+    assert both["max_steps"] == 9
     options, knobs = parse([*given, "--lora-target-modules", "o_proj", "other.jsonl"])
     assert (options.demos, options.overwrite, options.sweep) == (
         "other.jsonl",
