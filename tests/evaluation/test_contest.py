@@ -20,6 +20,7 @@ from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Entry, entries_of
+from minialign.evaluation.judges import OFFLINE
 from minialign.evaluation.judges.verdicts import Judgement
 from minialign.evaluation.judges.winrates import Interval, WinRate
 from minialign.evaluation.knobs import EvaluateOptions
@@ -492,4 +493,4 @@ def test_answers_stand_side_by_side_with_their_lines() -> None:
 
 
 def test_the_defaults_need_no_network() -> None:
-    assert EvaluateOptions().judges == ("style",) and EvaluateOptions().judge_url == ""
+    assert EvaluateOptions().judges == OFFLINE and EvaluateOptions().judge_url == ""
