@@ -23,6 +23,13 @@ from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import find_checkpoint
 from minialign.weights.tokenizer import Tokenizer
 
+# Tensors that some families store as one: their parts, one below the other.
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+STORED_TYPES = ("F64", "F32", "F16", "BF16")
+
 
 def load(
     name: str,
@@ -58,7 +65,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     """The model of an HF-layout folder: config.json, and safetensors in one file or in shards.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
-    shape, a damaged file.
+    shape or type, a number that is not finite, a damaged file.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -69,7 +76,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     }  # a tied head is not among them
     state = {}
     for file in _tensor_files(folder):
-        state.update(_read_tensors(file, needed, config.tie_word_embeddings, dtype, device))
+        state.update(_read_tensors(file, needed, config, dtype, device))
     missing = sorted(needed.keys() - state.keys())
     if missing:
         raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -114,28 +121,62 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 
 def _read_tensors(
-    file: Path, needed: dict[str, torch.Size], tied: bool, dtype: torch.dtype, device: torch.device
+    file: Path,
+    needed: dict[str, torch.Size],
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     state = {}
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():
-                if key.endswith("rotary_emb.inv_freq") or (tied and key == "lm_head.weight"):
+                tied = config.tie_word_embeddings and key == "lm_head.weight"
+                if tied or key.endswith("rotary_emb.inv_freq"):
                     continue  # old checkpoints store what config.json says already
-                _check_tensor(file, key, tensors.get_slice(key).get_shape(), needed)
-                state[key] = tensors.get_tensor(key).to(device, dtype)
+                parts = parts_of(key) if config.family.fused else [key]
+                stored = tensors.get_slice(key)
+                _check_tensor(file, key, stored, [needed.get(part) for part in parts])
+                tensor = tensors.get_tensor(key).to(device, dtype)
+                _check_numbers(file, key, tensor)
+                pieces = tensor.split([needed[part][0] for part in parts])
+                state.update(zip(parts, pieces, strict=True))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state
 
 
-def _check_tensor(file: Path, key: str, shape: list[int], needed: dict[str, torch.Size]) -> None:
-    if key not in needed:
+def parts_of(key: str) -> list[str]:
+    """The tensors that a fused one holds, one below the other; of any other key, itself."""
+    for fused, parts in FUSED.items():
+        if f".{fused}." in key:
+            return [key.replace(fused, part) for part in parts]
+    return [key]
+
+
+def _check_tensor(file: Path, key: str, stored: Any, shapes: list[torch.Size | None]) -> None:
+    """Raises InputError unless it has the shape of those that it holds together."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
         raise InputError(f"{file}: the tensor {key} does not belong to this architecture")
-    if tuple(shape) != tuple(needed[key]):
+    whole = (sum(shape[0] for shape in known), *known[0][1:])
+    if tuple(stored.get_shape()) != whole:
         raise InputError(
-            f"{file}: {key} has shape {tuple(shape)}, config.json makes it {tuple(needed[key])}"
+            f"{file}: {key} has shape {tuple(stored.get_shape())}, config.json makes it {whole}"
         )
+    if stored.get_dtype() not in STORED_TYPES:
+        raise InputError(
+            f"{file}: {key} is stored as {stored.get_dtype()}, not as one of"
+            f" {', '.join(STORED_TYPES)}: use the checkpoint in one of these"
+        )
+
+
+def _check_numbers(file: Path, key: str, tensor: Tensor) -> None:
+    """Raises InputError for NaN or infinity; a tensor without memory (meta) has no numbers."""
+    if tensor.is_meta or not tensor.numel():
+        return
+    if not all(bound.isfinite() for bound in tensor.aminmax()):
+        raise InputError(f"{file}: {key} holds numbers that are not finite: download it again")
 
 
 def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

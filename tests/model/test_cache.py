@@ -33,11 +33,10 @@ class Writer:
         heads = (config.num_key_value_heads, config.head_dim)
         self.model = model
         self.cache = KVCache(
-            config.num_hidden_layers,
+            config.windows,
             rows,
             length,
             *heads,
-            window=config.sliding_window,
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
@@ -51,8 +50,8 @@ class Writer:
             Segment(stop - len(prompt), stop) for prompt, stop in zip(prompts, stops, strict=True)
         ]
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
-        window = self.model.config.sliding_window
-        attend = PackedAttention(segments, window, torch.device("cpu"), record=True)
+        windows = self.model.config.windows
+        attend = PackedAttention(segments, windows, torch.device("cpu"), record=True)
         hidden = self.model(torch.tensor(ids), positions, attend)
         for segment, prompt in zip(segments, prompts, strict=True):
             own = slice(segment.start, segment.stop)
