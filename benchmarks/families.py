@@ -116,7 +116,7 @@ TOYS: dict[str, dict[str, Any]] = {
         },
     },
     "ministral3": {
-        "head_dim": 12,
+        "head_dim": 8,
         "sliding_window": 25,
         "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3, "mscale": 1.0},
     },

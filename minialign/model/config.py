@@ -200,13 +200,11 @@ def _layer_specs(
 
 def _sliding_layers(fields: Fields, family: Family, layers: int) -> list[bool]:
     """Of each layer, whether it sees no further back than a window."""
+    kinds = fields.listed("layer_types", layers, ("sliding_attention", "full_attention"))
     switched_off = "use_sliding_window" in family.defaults and not fields.flag("use_sliding_window")
     if fields.get("sliding_window") is None or switched_off:
         return [False] * layers
-    kinds = None
-    if "layer_types" in family.defaults:
-        kinds = fields.listed("layer_types", layers, ("sliding_attention", "full_attention"))
-    if kinds is not None:
+    if kinds is not None and "layer_types" in family.defaults:
         return [kind == "sliding_attention" for kind in kinds]
     values = {**fields.values, "no_rope_layers": _rotated_layers(fields, family, layers)}
     return [family.sliding(layer, values) for layer in range(layers)]

@@ -225,9 +225,9 @@ REFUSED_FIELDS = {
 # What may stand in any config.json and changes nothing here: dropout is LoRA's business, and the
 # rest is about other programs, file formats, how weights were started, and generation.
 HARMLESS = frozenset(
-    "architectures auto_map cache_implementation chunk_size_feed_forward dtype finetuning_task"
-    " id2label initializer_range interpolate_factor is_llama_config label2id language name"
-    " max_window_layers no_rope_layer_interval output_attentions output_hidden_states"
+    "architectures attn_implementation auto_map cache_implementation chunk_size_feed_forward dtype"
+    " finetuning_task id2label initializer_range interpolate_factor is_llama_config label2id"
+    " language name max_window_layers no_rope_layer_interval output_attentions output_hidden_states"
     " pretraining_tp problem_type return_dict sep_token sliding_window_pattern task_specific_params"
     " tokenizer_class torch_dtype unsloth_fixed unsloth_version use_cache use_sliding_window"
     " sliding_window layer_types original_max_position_embeddings full_attn_mod".split()

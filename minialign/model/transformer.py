@@ -129,7 +129,8 @@ class MLP(SharedInput):
 
     def forward(self, x: Tensor) -> Tensor:
         product = gated if self.lean else plain_gated
-        return self.down_proj(product(*self.project(x), self.activation))
+        gate, up = self.project(x)
+        return self.down_proj(product(gate, up, self.activation))
 
 
 class DecoderLayer(nn.Module):

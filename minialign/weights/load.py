@@ -127,7 +127,7 @@ def _read_tensors(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():
