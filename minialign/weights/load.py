@@ -181,7 +181,7 @@ def _check_numbers(file: Path, key: str, tensor: Tensor) -> None:
 
 def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The trained end token first, then whatever else the checkpoint stops at."""
-    stop: list[int | None] = [tokenizer.eos_id]
+    stop: list[int | None] = [*tokenizer.stop_ids]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         found = read_json(file).get("eos_token_id") if file.exists() else None
