@@ -21,6 +21,7 @@ from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
 from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import find_checkpoint
+from minialign.weights.folder import weight_files
 from minialign.weights.tokenizer import Tokenizer
 
 # Tensors that some families store as one: their parts, one below the other.
@@ -54,10 +55,15 @@ def load(
 def load_for(
     name: str, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device
 ) -> CausalLM:
-    """The model of a folder, knowing its name and where its completions stop."""
+    """The model of a folder, knowing its name and where its completions stop.
+
+    Raises InputError where the tokenizer has words that the model does not know.
+    """
+    vocab_size = read_model_config(folder).vocab_size
+    stop_ids = _stop_ids(folder, tokenizer, vocab_size)
+    tokenizer.fit(vocab_size)
     model = load_model(folder, dtype, device)
-    model.name = name
-    model.stop_ids = _stop_ids(folder, tokenizer)
+    model.name, model.stop_ids = name, stop_ids
     return model
 
 
@@ -103,15 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = read_json(index)["weight_map"].values()
-        except (KeyError, AttributeError):
-            raise InputError(f"{index}: not a safetensors index") from None
-        files = [folder / name for name in sorted(set(names))]
-    else:
-        files = [folder / "model.safetensors"]
+    files = [folder / name for name in weight_files(folder)]
     for file in files:
         if not file.exists():
             raise InputError(
@@ -176,14 +174,28 @@ def _check_numbers(file: Path, key: str, tensor: Tensor) -> None:
     if tensor.is_meta or not tensor.numel():
         return
     if not all(bound.isfinite() for bound in tensor.aminmax()):
-        raise InputError(f"{file}: {key} holds numbers that are not finite: download it again")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{file}: {key} holds numbers that are not finite in {dtype}:"
+            " download it again, or use another --dtype"
+        )
 
 
-def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The trained end token first, then whatever else the checkpoint stops at."""
-    stop: list[int | None] = [*tokenizer.stop_ids]
+def _stop_ids(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """The trained end token first, then whatever else the checkpoint stops at.
+
+    Raises InputError for one that is no id of the model's.
+    """
+    named = [(token, folder / "tokenizer.json") for token in tokenizer.stop_ids]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         found = read_json(file).get("eos_token_id") if file.exists() else None
-        stop += found if isinstance(found, list) else [found]
-    return tuple(dict.fromkeys(token for token in stop if token is not None))
+        named += [(token, file) for token in (found if isinstance(found, list) else [found])]
+    for token, file in named:
+        is_id = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab_size
+        if token is not None and not is_id:
+            shown = repr(token)[:60]
+            raise InputError(
+                f"{file}: the end token {shown} is not one of the model's {vocab_size:,}"
+            )
+    return tuple(dict.fromkeys(token for token, _ in named if token is not None))

@@ -121,7 +121,8 @@ class _Bounded(ImmutableSandboxedEnvironment):
                     setattr(parent, field, _measured(value))
                 if isinstance(value, list):
                     value[:] = [_measured(v) if isinstance(v, nodes.Concat) else v for v in value]
-        return tree.set_environment(self)
+        tree.set_environment(self)
+        return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int) and isinstance(right, int)

@@ -51,14 +51,36 @@ class Tokenizer:
         own = self._special_id(eos)
         self.eos_id = own if end is None else end
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, own)))
+        self._known: int | None = None
         adds_bos = self.backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
         self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
+
+    def fit(self, vocab_size: int) -> None:
+        """Tells how many ids the model knows; texts that need others are refused from now on.
+
+        Some tokenizers add a few control tokens that their model of text has no use for. Raises
+        InputError where it is more than these.
+        """
+        words = self.backend.get_vocab_size(with_added_tokens=False)
+        if words > vocab_size:
+            raise InputError(
+                f"tokenizer.json has {words:,} words, the model knows {vocab_size:,}:"
+                " it is another model's"
+            )
+        self._known = vocab_size
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if self._known is not None and max(ids, default=0) >= self._known:
+            unknown = next(i for i in ids if i >= self._known)
+            raise InputError(f"the model does not know the token {self.token(unknown)[:60]!r}")
+        return ids
 
     def _special_id(self, token: str) -> int:
         found = self.backend.token_to_id(token)
         if found is None:
             raise InputError(
-                f"tokenizer_config.json names {token!r}, which tokenizer.json does not have"
+                f"tokenizer_config.json names {token[:60]!r}, which tokenizer.json does not have"
             )
         return found
 
@@ -77,17 +99,19 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{file}: cannot be read: {error}") from None
-        eos = _token_text(config.get("eos_token"))
+        except BaseException as error:  # the library raises bare Exception, and Rust's panics
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{file}: cannot be read: {reason}") from None
+        named = folder / "tokenizer_config.json"
+        eos = _token_text(config, "eos_token", named)
         if eos is None:
-            raise InputError(
-                f"{folder / 'tokenizer_config.json'}: eos_token is missing: no completion could end"
-            )
+            raise InputError(f"{named}: eos_token is missing: no completion could end")
         return cls(
             backend,
             eos,
-            _token_text(config.get("bos_token")),
+            _token_text(config, "bos_token", named),
             _chat_template(folder, config),
             bool(config.get("add_bos_token", False)),
         )
@@ -138,7 +162,7 @@ class Tokenizer:
         self.backend.encode_special_tokens = (
             False  # the template's own control tokens are meant as such
         )
-        ids: list[int] = self.backend.encode(self.render(messages), add_special_tokens=False).ids
+        ids = self._ids(self.render(messages))
         if self.bos_id is not None:
             while ids[:2] == [self.bos_id, self.bos_id]:
                 ids = ids[1:]
@@ -152,7 +176,7 @@ class Tokenizer:
         Control tokens written out in the text are text: nobody ends a turn by quoting.
         """
         self.backend.encode_special_tokens = True
-        return [*self.backend.encode(text, add_special_tokens=False).ids, self.eos_id]
+        return [*self._ids(text), self.eos_id]
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """Text for people and files, without control tokens, otherwise byte for byte."""
@@ -166,13 +190,22 @@ class Tokenizer:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: cannot be read: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is not a text")
     return template
 
 
-def _token_text(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
+def _token_text(config: dict[str, Any], name: str, file: Path) -> str | None:
+    token = config.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise InputError(f"{file}: {name} is not a text")
+    return token

@@ -39,7 +39,7 @@ QWEN2 = (
 )
 # The last answer has an empty thought, earlier ones none; the prompt has it when asked.
 QWEN3 = """{%- set ns = namespace(last=0) %}
-{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages if m.role == 'user' %}{% set ns.last = messages.index(m) %}{% endfor %}
 {%- for m in messages %}
     {%- if m.role == 'assistant' %}
         {%- set content = m.content.split('</think>')[-1].lstrip('\\n') %}
@@ -248,7 +248,7 @@ def test_thinking_is_switched_off_by_the_templates_own_switch(tmp_path: Path) ->
 
 
 def test_a_template_without_system_turns_says_so(tmp_path: Path) -> None:
-    """Mistral v0.1 to v0.3 and Gemma 2 raise: huggingface/transformers#37949 and its like."""
+    """As those of Mistral v0.1 and Gemma 2 do."""
     template = (
         "{% for m in messages %}{% if m.role == 'system' %}"
         "{{ raise_exception('System role not supported') }}{% endif %}{{ m.content }}{% endfor %}"
@@ -262,7 +262,7 @@ def test_a_template_without_system_turns_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by_template", [True, False])
 @pytest.mark.parametrize("by_flag", [True, False])
 def test_bos_is_never_there_twice(by_template: bool, by_flag: bool, tmp_path: Path) -> None:
-    """Template and tokenizer both add it: ggml-org/llama.cpp's and trl's double BOS."""
+    """Template and tokenizer both add it: vllm-project/vllm#16976."""
     template = GEMMA if by_template else GEMMA.replace("{{ bos_token }}", "")
     toy = Toy(template, TOYS["gemma3_text"].control, "<bos>")
     tokenizer = Tokenizer.from_folder(write(toy, tmp_path, add_bos_token=by_flag))
