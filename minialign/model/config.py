@@ -54,7 +54,7 @@ class Rope:
     rotated: float = 1.0  # the share of a head's channels that turn
     attention_factor: float = 1.0  # what cosines and sines are multiplied by
     factor: float = 1.0
-    original: float = 0.0  # the context before it was stretched
+    original: int = 0  # the context before it was stretched
     low: float = 0.0  # llama3's low_freq_factor, yarn's beta_slow
     high: float = 0.0  # llama3's high_freq_factor, yarn's beta_fast
     truncate: bool = True  # yarn's bounds are whole channels
@@ -225,7 +225,7 @@ def _context(fields: Fields, specs: tuple[LayerSpec, ...]) -> int:
     texts beside it: the context ends where those would begin.
     """
     context = fields.size("max_position_embeddings", 2048)
-    long = [int(s.rope.original) for s in specs if s.rope and s.rope.kind == "longrope"]
+    long = [s.rope.original for s in specs if s.rope and s.rope.kind == "longrope"]
     return min([context, *long])
 
 
@@ -260,22 +260,28 @@ def _rope_of_kind(own: Fields, fields: Fields, family: Family, theta: float, hea
         kinds = ", ".join(ROPE_SETTINGS)
         raise InputError(f"config.json: rope type {str(kind)[:60]!r} is not supported ({kinds})")
     settings = {name: own.number(name, default) for name, default in ROPE_SETTINGS[kind].items()}
-    share = min(1.0, own.number("partial_rotary_factor", fields.get("partial_rotary_factor") or 1))
+    share = own.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    if share > 1 or int(head_dim * share) % 2 or int(head_dim * share) < 2:
+        raise own.wrong("partial_rotary_factor", f"an even share of the {head_dim} channels")
     context = fields.size("max_position_embeddings", 2048)
-    original = own.number("original_max_position_embeddings", context)
+    original = own.size("original_max_position_embeddings", context)
     if kind != "default":
-        original = fields.number("original_max_position_embeddings", original)
+        original = fields.size("original_max_position_embeddings", original)
     short: tuple[float, ...] = ()
     if kind == "longrope":
         short = own.numbers("short_factor", int(head_dim * share) // 2)
         settings["factor"] = own.number("factor", context / original)
+    if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
+        raise own.wrong("low_freq_factor", "below high_freq_factor")
+    if own.number("rope_theta", theta) <= 1 or (kind in ("yarn", "longrope") and original < 2):
+        raise own.wrong("rope_theta", "a number above 1, and the original context longer than 1")
     return Rope(
         theta=own.number("rope_theta", theta),
         kind=kind,
         rotated=share,
         attention_factor=_attention_factor(kind, own, settings.get("factor", 1.0), original),
         factor=settings.get("factor", 1.0),
-        original=0.0 if kind == "default" and not own.get("llama_4_scaling_beta") else original,
+        original=0 if kind == "default" and not own.get("llama_4_scaling_beta") else original,
         low=settings.get("low_freq_factor", settings.get("beta_slow", 0.0)),
         high=settings.get("high_freq_factor", settings.get("beta_fast", 0.0)),
         truncate=own.flag("truncate", True),
@@ -284,7 +290,7 @@ def _rope_of_kind(own: Fields, fields: Fields, family: Family, theta: float, hea
     )
 
 
-def _attention_factor(kind: str, own: Fields, factor: float, original: float) -> float:
+def _attention_factor(kind: str, own: Fields, factor: float, original: int) -> float:
     """What stretched positions multiply cosines and sines by."""
     if kind not in ("yarn", "longrope"):
         return 1.0

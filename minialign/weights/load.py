@@ -186,7 +186,8 @@ def _stop_ids(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int,
 
     Raises InputError for one that is no id of the model's.
     """
-    named = [(token, folder / "tokenizer.json") for token in tokenizer.stop_ids]
+    named: list[tuple[Any, Path]] = []
+    named += [(token, folder / "tokenizer.json") for token in tokenizer.stop_ids]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         found = read_json(file).get("eos_token_id") if file.exists() else None

@@ -12,9 +12,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.refusals import refusal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import minialign
+from minialign.errors import InputError
+from minialign.model.config import COMMON_FIELDS, ROPE_FIELDS, ROPE_SETTINGS, ModelConfig
+from minialign.model.families import FAMILIES
+from minialign.model.rope import turn_of
 from minialign.weights.load import load_model
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -96,6 +102,47 @@ def test_an_index_names_files_of_its_own_folder_alone(
 ) -> None:
     edit(toy_checkpoint / "model.safetensors.index.json", weight_map=dict(enumerate(names)))
     assert "index" in refusal(lambda: load(toy_checkpoint))
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+POSITIONS = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from([*ROPE_SETTINGS, "su"])},
+    optional={
+        name: JUNK | st.floats(0.1, 99) | st.just([1.0] * 4)
+        for name in ROPE_FIELDS
+        if name != "rope_type"
+    },
+)
+
+
+@settings(max_examples=400)
+@given(
+    st.sampled_from(list(FAMILIES)),
+    st.sets(st.integers(0, 40), max_size=3),
+    st.lists(JUNK | st.integers(1, 64), min_size=3, max_size=3),
+    st.none() | POSITIONS,
+)
+def test_any_value_in_any_field_is_read_or_refused(
+    kind: str, places: set[int], values: list[Any], positions: Any
+) -> None:
+    fields = [*COMMON_FIELDS, *FAMILIES[kind].defaults]
+    changed = {fields[i % len(fields)]: v for i, v in zip(places, values, strict=False)}
+    sizes = {"vocab_size": 9, "hidden_size": 32, "intermediate_size": 9, "head_dim": 8}
+    counts = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    raw = {"model_type": kind, **sizes, **counts, "rope_parameters": positions, **changed}
+    try:
+        config = ModelConfig.from_dict(raw)
+    except InputError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+        return
+    for spec in config.layers if config.head_dim < 1000 else ():
+        if spec.rope is not None:
+            turn = turn_of(spec.rope, config.head_dim, torch.arange(3), torch.float32)
+            assert turn is not None and turn.cos.isfinite().all()
 
 
 TOKENIZERS: dict[str, tuple[dict[str, Any], str]] = {
