@@ -113,8 +113,9 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
-    context = read_model_config(checkpoint).max_position_embeddings
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
+    context = config.max_position_embeddings
+    tokenizer.fit(config.vocab_size)
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
     knobs = knobs.fitted(longest)
