@@ -50,6 +50,7 @@ class Job:
     longest: int  # tokens of the longest text that is learned from
     work: Work
     warnings: list[str]
+    asks: bool = False  # whether a person confirms the plan
 
     @property
     def out(self) -> Path:
