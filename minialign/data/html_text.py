@@ -84,8 +84,16 @@ class _Reader(HTMLParser):
 
 def html_text(page: str) -> str:
     """The text that a reader sees and the sender wrote, a line for each line break and block."""
+    page = _without_comments(page[:LONGEST_PAGE])
     reader = _Reader()
-    reader.feed(page[:LONGEST_PAGE])
+    # Tags that never end cost the parser the square of their number.
+    reader.feed(re.sub(r"<[^<>]*(?=<|\Z)", "", page))
     reader.close()
     lines = [" ".join(line.split(" ")).strip() for line in "".join(reader.pieces).split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _without_comments(page: str) -> str:
+    """One that never ends goes on to the end of the page, as in a browser."""
+    first, *others = page.split("<!--")
+    return first + "".join(other.partition("-->")[2] for other in others)

@@ -19,7 +19,7 @@ from minialign.data.html_text import html_text
 from minialign.data.own_words import own_words
 
 # What is not looked at further.
-LONGEST_HEADER, DEEPEST, MOST_PARTS = 5_000, 20, 100
+LONGEST_HEADERS, LONGEST_HEADER, DEEPEST, MOST_PARTS = 400_000, 5_000, 20, 100
 AUTOMATIC_SUBJECT = re.compile(
     r"^(automatic reply|auto(matic)?-?reply|out of office|abwesenheit|réponse automatique"
     r"|respuesta automática|accepted|declined|tentative|canceled|cancelled"
@@ -62,9 +62,11 @@ class Dropped:
 
 def envelope_of(raw: bytes) -> Envelope | None:
     """None of what has no sender, or cannot be read at all."""
-    end = re.search(rb"\r?\n\r?\n", raw)
+    end = re.search(rb"\r?\n\r?\n", raw[:LONGEST_HEADERS])
+    if end is None and len(raw) > LONGEST_HEADERS:
+        return None
     try:
-        message = email.message_from_bytes(raw[: end.end()] if end else raw[:100_000])
+        message = email.message_from_bytes(raw[: end.end()] if end else raw)
         (name, sender), *_ = _addresses(message, "From") or [("", "")]
         to = (*_addresses(message, "To"), *_addresses(message, "Cc"))
         subject = " ".join(_header(message, "Subject").split())
@@ -86,12 +88,13 @@ def guess_me(envelopes: Iterable[Envelope]) -> tuple[list[str], bool]:
         messages += 1
         wrote[envelope.sender] += 1
         present.update({envelope.sender, *(address for _, address in envelope.to)})
-    likely = sorted(wrote, key=lambda a: (-present[a], -wrote[a], a))
+    score = {address: wrote[address] + present[address] for address in wrote}
+    likely = sorted(score, key=lambda address: (-score[address], address))
     if not likely:
         return [], False
-    first = present[likely[0]]
-    second = present[likely[1]] if len(likely) > 1 else 0
-    return likely, first >= 0.6 * messages and first >= 1.5 * second
+    second = score[likely[1]] if len(likely) > 1 else 0
+    sure = present[likely[0]] >= 0.6 * messages and score[likely[0]] >= 1.5 * second
+    return likely, sure
 
 
 def read_mail(raw: bytes, source: str, me: frozenset[str]) -> Written | Dropped:

@@ -79,6 +79,8 @@ DISCLAIMER = re.compile(
 )
 INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f\r\x00"))
 LONGEST_TEXT = 200_000
+# What is looked at of a paragraph that may be a disclaimer.
+LONGEST_NOTICE = 3_000
 # Longer lines are prose, and would cost the patterns much time.
 LONGEST_MARK = 400
 # Where no line is longer than the one, lines longer than the other were broken by a program.
@@ -98,7 +100,7 @@ def own_words(text: str) -> tuple[str, str]:
     kept, forwarded = _without_others(lines)
     kept = _without_signature(kept)
     paragraphs = re.split(r"\n\s*\n", "\n".join(kept))
-    own = [p for p in paragraphs if p.strip() and not DISCLAIMER.search(p)]
+    own = [p for p in paragraphs if p.strip() and not DISCLAIMER.search(p[:LONGEST_NOTICE])]
     found = unwrapped("\n\n".join(own)).strip()
     if found:
         return found, ""

@@ -39,7 +39,7 @@ PATTERNS = {
         r"(?:\s+for [^\n:]{1,40}?)?)"
         r"(?:\s*[:=]\s*[\"'“‘`]?(?P<named>[^\s\"'“”‘’`]{3,}[^\s\"'”’`.,;!?)])"
         r"|\s+(?i:(?:is|was|lautet|ist|est|es|to|now)\s+){0,3}[\"'“‘`]?(?P<secret>"
-        r"[^\s\"'“”‘’`]*[\d!#$%&*+@^_~][^\s\"'”’`]*[^\s\"'”’`.,;!?)]))"
+        r"[^\s\"'“”‘’`]*[\d!#$%&*+@^_~](?:[^\s\"'”’`]*[^\s\"'”’`.,;!?)])?))"
     ),
     "account number": re.compile(r"\b[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]{2,4}){3,8}\b"),
     "card number": re.compile(r"(?<![\w-])\d{4}(?:[ -]?\d{4}){3}(?![\w-])"),
@@ -89,7 +89,8 @@ GREETING = re.compile(
 NOT_NAMES = frozenset(
     "all both everyone everybody team folks guys there friends colleagues sir madam whom it may"
     " concern again you this that and or to the from of und et y e en alle zusammen tous toutes"
-    " todos a committee editor customer hiring manager friend neighbour parents students board".split()
+    " todos a committee editor customer hiring manager friend neighbour parents students"
+    " board".split()
 )
 NAME = re.compile(r"[A-ZÀ-ÖØ-ÞŁŚŠŽČ][\w'’-]+")
 
