@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def run_job(job: Job, again: str = "") -> None:
     """What train.py shows. `again` is the command that goes on after Ctrl-C."""
     if job.options.inspect:
-        from minialign.commands.job import inspect
+        from minialign.commands.inspect import inspect
 
         print(inspect(job))
         return

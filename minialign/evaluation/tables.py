@@ -20,6 +20,8 @@ ROWS = (  # title, name of the figure, how it is shown
     ("different word pairs", "distinct_2", "{:.0%}"),
     ("repetition within an answer", "repetition", "{:.0%}"),
     ("copied from the demonstrations", "copied", "{:.0%}"),
+    ("  longest run of copied words", "longest_copied", "{:.0f}"),
+    ("secrets that came out", "secrets", "{:.0f}"),
     ("drift from base (nats per token)", "drift", "{:.3f}"),
 )
 

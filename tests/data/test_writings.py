@@ -60,7 +60,9 @@ def test_encodings_come_out_whole(found: Writings) -> None:
 # ---- whose ----
 
 
-def test_the_owner_of_sent_mail_and_of_a_whole_mailbox_is_guessed(box: Path, tmp_path: Path) -> None:
+def test_the_owner_of_sent_mail_and_of_a_whole_mailbox_is_guessed(
+    box: Path, tmp_path: Path
+) -> None:
     assert owners(box)[0][0] == ME and owners(box)[1]
     senders = [f"{name}@example.com" for name in "abcdefgh"]
     inbox = [message("hello", sender=sender) for sender in senders]

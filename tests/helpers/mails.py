@@ -39,7 +39,9 @@ def own(number: int) -> str:
     )
 
 
-def message(body: str = "", subject: str = "Re: Buns", sender: str = f"Maud <{ME}>") -> EmailMessage:
+def message(
+    body: str = "", subject: str = "Re: Buns", sender: str = f"Maud <{ME}>"
+) -> EmailMessage:
     made = EmailMessage()
     made["From"], made["To"], made["Subject"] = sender, "Kim Lee <kim@example.com>", subject
     made["Date"] = "Fri, 03 May 2024 10:00:00 +0000"
@@ -75,7 +77,10 @@ def inline(text: str, number: int) -> EmailMessage:
 
 
 def outlook(text: str, number: int) -> EmailMessage:
-    head = ("From: Kim theirs\nSent: Friday\nTo: Maud\nSubject: theirs", "Von: Kim\nGesendet: Freitag")
+    head = (
+        "From: Kim theirs\nSent: Friday\nTo: Maud\nSubject: theirs",
+        "Von: Kim\nGesendet: Freitag",
+    )
     tail = "\nAn: Maud\nBetreff: theirs" if number % 2 else ""
     return message(f"{text}\nMaud\n\n{head[number % 2]}{tail}\n\n{OTHERS}")
 
@@ -111,7 +116,9 @@ def attached(text: str, number: int) -> EmailMessage:
 
 
 def encoded(text: str, number: int) -> EmailMessage:
-    charset, greeting = (("latin-1", "Grüße"), ("cp1252", "“Ça”"), ("utf-8", "Привет 🍞"))[number % 3]
+    charset, greeting = (("latin-1", "Grüße"), ("cp1252", "“Ça”"), ("utf-8", "Привет 🍞"))[
+        number % 3
+    ]
     transfer = ("quoted-printable", "base64")[number % 2]
     made = message()
     made.set_content(f"{text} {greeting}\nMaud", charset=charset, cte=transfer)
@@ -151,7 +158,9 @@ def by_another(number: int) -> bytes:
 
 
 def forwarded(number: int) -> bytes:
-    made = message(f"---------- Forwarded message ---------\nFrom: Kim\n\n{OTHERS * 9}", "Fwd: theirs")
+    made = message(
+        f"---------- Forwarded message ---------\nFrom: Kim\n\n{OTHERS * 9}", "Fwd: theirs"
+    )
     return made.as_bytes()
 
 

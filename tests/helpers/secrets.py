@@ -9,19 +9,31 @@ PHONES = (
 )
 ACCOUNTS = (
     *("GB29 NWBK 6016 1331 9268 19", "GB82WEST12345698765432", "DE89 3704 0044 0532 0130 00"),
-    *("DE75512108001245126199", "FR14 2004 1010 0505 0001 3M02 606", "ES91 2100 0418 4502 0005 1332"),
+    *(
+        "DE75512108001245126199",
+        "FR14 2004 1010 0505 0001 3M02 606",
+        "ES91 2100 0418 4502 0005 1332",
+    ),
     *("NL91 ABNA 0417 1643 00", "IT60 X054 2811 1010 0000 0123 456", "4111 1111 1111 1111"),
     *("5500-0000-0000-0004", "60-16-13", "31926819"),
 )
 PASSWORDS = (
     *("the password is hunter2!", "password: correcthorse", "Password = T0pSecret", "pwd: x9$kLm"),
     *("the PIN is 4711", "my PIN: 8205", "das Passwort lautet Blume#77", "Kennwort: Wolke9sieben"),
-    *("le mot de passe est Chat&Chien3", "the passphrase is `open_sesame`", "API key: sk-9f8e7d6c5b"),
+    *(
+        "le mot de passe est Chat&Chien3",
+        "the passphrase is `open_sesame`",
+        "API key: sk-9f8e7d6c5b",
+    ),
     "the password for the shed is Gnome_42",
 )
 ADDRESSES = (
     *("12 Elm Street, Oldham OL1 3AB", "7 Church Lane", "221B Baker Street, London NW1 6XE"),
-    *("48 Rose Hill Avenue", "1600 Maple Drive, Springfield, IL 62704", "Hauptstraße 12, 10115 Berlin"),
+    *(
+        "48 Rose Hill Avenue",
+        "1600 Maple Drive, Springfield, IL 62704",
+        "Hauptstraße 12, 10115 Berlin",
+    ),
     *("Lindenweg 3", "14 rue des Lilas, 75011 Paris", "3 bis avenue Foch", "maud.s@example.net"),
     *("m_scott+bank@mail.example.org", "SW1A 2AA"),
 )
