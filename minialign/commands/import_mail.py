@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.demonstrate import JUDGED, LEARNED, Told, demonstrations, told
@@ -107,7 +107,8 @@ def make(path: Path, out: Path, options: ImportOptions) -> None:
     require(out.resolve() != path.resolve(), f"{out}: would replace what is read: choose --out")
     me = options.me or _asked_owner(path)
     columns = dict(column.split("=", 1) for column in options.columns)
-    found = read_writings(path, me, columns, options.min_words)
+    with _bar("reading", "message") as bar:
+        found = read_writings(path, me, columns, options.min_words, bar.update)
     if options.list_drops:
         print("\n".join(f"{drop.source}: {drop.reason}" for drop in found.dropped))
     reasons = Counter(drop.reason for drop in found.dropped).most_common()
@@ -142,6 +143,14 @@ def _write(out: Path, text: str) -> None:
         raise InputError(f"{out}: cannot be written: {error.strerror}") from None
 
 
+def _bar(title: str, unit: str, total: int | None = None) -> Any:
+    """A bar that is quiet in a pipe."""
+    from tqdm import tqdm
+
+    quiet = not sys.stderr.isatty()
+    return tqdm(desc=title, unit=unit, total=total, leave=False, dynamic_ncols=True, disable=quiet)
+
+
 # ---- whose ----
 
 
@@ -171,13 +180,12 @@ def _instructions(texts: Sequence[Told], options: ImportOptions, out: Path) -> l
     by_template = [one.messages[-1]["content"] for one in texts]
     if options.instructions == "template" or not texts:
         return by_template
-    from minialign.commands.feedback import _progress
     from minialign.feedback.playback import playback
     from minialign.feedback.teacher import Cached
 
     teacher = Cached(_teacher(options), out.with_suffix(".instructions.jsonl"))
-    on_done = _progress("instructions", len(texts))
-    written = playback([one.text for one in texts], teacher, on_done)
+    with _bar("instructions", "text", len(texts)) as bar:
+        written = playback([one.text for one in texts], teacher, lambda *_: bar.update())
     unusable = sum(one is None for one in written)
     if unusable:
         print(f"{unusable} of {len(texts)} instructions were unusable: the template's instead")

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,16 @@ def owners(path: Path) -> tuple[list[str], bool]:
 
 
 def read_writings(
-    path: Path, me: Sequence[str], columns: dict[str, str], min_words: int
+    path: Path,
+    me: Sequence[str],
+    columns: dict[str, str],
+    min_words: int,
+    seen: Callable[[], object] = lambda: None,
 ) -> Writings:
     """All texts of at least `min_words` words, without near-duplicates.
 
-    `me` are the person's addresses. Raises InputError where nothing can be read.
+    `me` are the person's addresses; `seen` is called for each message that was read. Raises
+    InputError where nothing can be read.
     """
     check_readable(path)
     found = Writings(me=tuple(address.lower() for address in me))
@@ -123,6 +128,7 @@ def read_writings(
         if envelope and envelope.sender in found.me:
             own_names.update(re.findall(r"[^\W\d_]{2,}", envelope.sender_name))
         found.add(read_mail(message.raw, message.source, frozenset(found.me)))
+        seen()
     for written in _each_text(path, found, columns):
         found.add(written)
     found.own_names = frozenset(own_names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from helpers.commands import Outcome, call
 from helpers.files import tree
 from helpers.loopback import says, serve
 from helpers.mails import ME, message, own, write_mailbox, write_mbox
+from helpers.models import write_checkpoint
 from helpers.secrets import SECRETS, SENTENCES
 
 from minialign.commands import import_mail
@@ -122,9 +124,8 @@ def test_whose_texts_is_asked_where_it_cannot_be_guessed(
     write_mbox(tmp_path / "x.mbox", [mail.as_bytes() for mail in mails])
     outcome = run(tmp_path, "x.mbox")
     assert outcome.code == 2 and "give --me ADDRESS, perhaps one of a@example.com" in outcome.err
-    monkeypatch.setattr(
-        import_mail, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: 1))
-    )
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True), stderr=sys.stderr)
+    monkeypatch.setattr(import_mail, "sys", terminal)
     monkeypatch.setattr("builtins.input", lambda _: "b@example.com")
     assert "2 texts of yours" in run(tmp_path, "x.mbox").out
 
@@ -154,3 +155,16 @@ def test_an_answer_that_is_no_instruction_leaves_the_template(place: Path) -> No
         outcome = run(place, "sent.mbox", "--pick", "2", "--hold-out", "0", *teacher)
     assert "2 of 2 instructions were unusable" in outcome.out
     assert all(line["prompt"].startswith("Write a") for line in lines_of(place / "sent.jsonl"))
+
+
+def test_a_local_model_writes_them_too(place: Path) -> None:
+    """A toy's answers are none; the template stands in, and nothing is asked again."""
+    write_checkpoint(place / "toy", max_position_embeddings=1024)
+    flags = ("--instructions", "model", "--model", "toy", "--pick", "1", "--hold-out", "1")
+    outcome = run(place, "sent.mbox", *flags)
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 instructions were unusable" in outcome.out
+    kept = (place / "sent.instructions.jsonl").read_bytes()
+    assert len(kept.splitlines()) == 2
+    assert run(place, "sent.mbox", *flags, "--overwrite").code == 0
+    assert (place / "sent.instructions.jsonl").read_bytes() == kept

@@ -73,6 +73,23 @@ def test_a_person_who_says_no_gets_no_run(
     assert not (place / "runs" / "no").exists()
 
 
+FORMATS = {
+    "letter.docx": (b"PK\x03\x04", "a Word document (.docx): save its text as .txt"),
+    "mails.jsonl": (b"From a@b.c Fri May  3 10:00:00 2024\n", "a mailbox (mbox), not JSON Lines"),
+    "texts.jsonl": (b'{"email": "Hi", "subject": "Buns"}', "minialign import makes demonstrations"),
+    "turns.jsonl": (b'{"conversations": [{"from": "x"}]}', '"conversations" must be a list of'),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_another_format_is_named_and_what_helps(place: Path, name: str) -> None:
+    content, said = FORMATS[name]
+    (place / name).write_bytes(content)
+    outcome = call(train, "--demos", name, "--model", "toy", cwd=place)
+    assert (outcome.code, outcome.out) == (2, "") and outcome.err.count("\n") == 1
+    assert name in outcome.err and said in outcome.err, outcome.err
+
+
 # ---- secrets ----
 
 
