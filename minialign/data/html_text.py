@@ -1,7 +1,7 @@
 """The text of an HTML message, by the standard library's parser, without what others wrote.
 
-Left out: quotations in the ways of the common mail programs, signatures, what is hidden, and
-pictures, which is what trackers are.
+Left out: quotations in the ways of the common mail programs (a line `> ...` stands in their place),
+signatures, what is hidden, and pictures, which is what trackers are.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class _Reader(HTMLParser):
         if tag in VOID or len(self.open) >= DEEPEST:
             return
         quoted = tag == "blockquote" or bool(LEFT_OUT.search(named))
+        if quoted:
+            # For whoever looks for words of others: here some were.
+            self._write("\n> ...\n")
         unseen = tag in UNSEEN or quoted or bool(HIDDEN.search(marks.get("style", "")))
         self.open.append((tag, unseen))
         self.counts[tag] += 1

@@ -82,12 +82,14 @@ GREETING = re.compile(
     r"|sehr geehrte[rs]?|guten (?:morgen|tag|abend)|moin|servus|bonjour|bonsoir|salut"
     r"|ch(?:er|ère)s?|hola|buenos días|buenas tardes|querid[oa]s?|estimad[oa]s?|ciao|buongiorno"
     r"|car[oaie]|gentile"
-    r"|beste|geachte|hoi|dag|kære|hej|olá|oi|prezad[oa])\s+"
-    rf"(?:{TITLES}\.?\s+)*(?P<names>[^\n,;:!.—–-]{{2,60}})",
+    r"|beste|geachte|hoi|dag|kære|hej|olá|oi|prezad[oa])[\s,]+"
+    rf"(?:{TITLES}\b\.?\s*)*",
     re.I,
 )
+LONGEST_GREETING = 40
 NOT_NAMES = frozenset(
-    "all both everyone everybody team folks guys there friends colleagues sir madam whom it may"
+    "& mum mom mummy dad daddy mama papa grandma granny grandpa service support department office"
+    " all both everyone everybody team folks guys there friends colleagues sir madam whom it may"
     " concern again you this that and or to the from of und et y e en alle zusammen tous toutes"
     " todos a committee editor customer hiring manager friend neighbour parents students"
     " board".split()
@@ -109,11 +111,22 @@ def secrets_in(text: str) -> list[str]:
 
 def names_in_greeting(text: str) -> list[str]:
     """The names that the first line greets: Kim, of "Dear Mr Kim,"."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    greeted = GREETING.match(first[:120])
+    first = next((line for line in text.split("\n") if line.strip()), "")[:200]
+    greeted = GREETING.match(first)
     if not greeted:
         return []
-    return [n for n in NAME.findall(greeted["names"]) if n.lower() not in NOT_NAMES]
+    rest = first[greeted.end() :]
+    # In a line of its own a greeting may list several; else a sentence follows.
+    if len(first) > LONGEST_GREETING:
+        rest = re.split(r"[,;:!.–—]", rest)[0]
+    names: list[str] = []
+    for word in re.findall(r"[\w'’&-]+", rest):
+        if word.lower() in NOT_NAMES:
+            continue
+        if not NAME.fullmatch(word):
+            break
+        names.append(word)
+    return names
 
 
 @dataclass

@@ -55,6 +55,11 @@ def test_a_greeted_name_gets_the_same_stand_in_everywhere() -> None:
     [
         ("Dear Dr Kim Lee,\nhello", ["Kim", "Lee"]),
         ("Hi Kim and Sam!", ["Kim", "Sam"]),
+        ("Hi Kim, Jean-Luc & all,", ["Kim", "Jean-Luc"]),
+        ("Hi, Kim!", ["Kim"]),
+        ("Hi Kim thanks for the Buns on Monday", ["Kim"]),
+        ("Hello Kim, The Buns that you sent on Monday have come.", ["Kim"]),
+        ("Hi Mum,", []),
         ("Liebe Jana, wie geht's", ["Jana"]),
         ("Chère Zoé,", ["Zoé"]),
         ("Hello all,", []),

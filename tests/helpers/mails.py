@@ -102,6 +102,16 @@ def html_only(text: str, number: int) -> EmailMessage:
     return made
 
 
+def html_below(text: str, number: int) -> EmailMessage:
+    made = message()
+    page = text.replace("\n", "<br>")
+    made.set_content(
+        f"<div>On Friday, Kim theirs wrote:</div><blockquote>{OTHERS}</blockquote>{page}<br>Maud",
+        subtype="html",
+    )
+    return made
+
+
 def alternative(text: str, number: int) -> EmailMessage:
     made = plain(text, number)
     made.add_alternative(f"<p>{text}</p><blockquote>{OTHERS}</blockquote>", subtype="html")
@@ -145,8 +155,8 @@ def from_a_phone(text: str, number: int) -> EmailMessage:
 
 
 KEPT: tuple[Callable[[str, int], EmailMessage], ...] = (
-    *(plain, top_posted, inline, outlook, signed, html_only, alternative, attached, encoded),
-    *(to_a_list, pgp_signed, from_a_phone),
+    *(plain, top_posted, inline, outlook, signed, html_only, html_below, alternative, attached),
+    *(encoded, to_a_list, pgp_signed, from_a_phone),
 )
 
 
