@@ -77,6 +77,83 @@ def dpo_loss(
     return PreferenceLoss(losses, chosen_rewards.detach(), rejected_rewards.detach())
 
 
+def ipo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    beta: float,
+) -> PreferenceLoss:
+    """Identity preference optimization (Azar et al. 2023, arXiv 2310.12036, equation 17).
+
+        h    = log pi(chosen)/pi_ref(chosen) - log pi(rejected)/pi_ref(rejected)
+        loss = (h - 1 / (2 beta))^2
+
+    Where DPO widens a margin without end, this one stops at 1 / (2 beta) nats. Arguments and
+    rewards are those of `dpo_loss`; beta is the paper's tau.
+    """
+    chosen = policy_chosen_logps - reference_chosen_logps
+    rejected = policy_rejected_logps - reference_rejected_logps
+    losses = (chosen - rejected - 1 / (2 * beta)) ** 2
+    return PreferenceLoss(losses, beta * chosen.detach(), beta * rejected.detach())
+
+
+def simpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    *,
+    beta: float,
+    gamma: float,
+) -> PreferenceLoss:
+    """Simple preference optimization (Meng et al. 2024, arXiv 2405.14734, equation 6).
+
+        r(y) = beta log pi(y|x) / |y|
+        loss = -log sigmoid(r(chosen) - r(rejected) - gamma)
+
+    There is no reference, and a text's length gives it no advantage.
+
+    Args:
+        chosen_logps, rejected_logps: (B,) summed log-probabilities.
+        chosen_tokens, rejected_tokens: (B,) lengths |y| of the completions.
+    """
+    chosen = beta * chosen_logps / chosen_tokens
+    rejected = beta * rejected_logps / rejected_tokens
+    losses = -F.logsigmoid(chosen - rejected - gamma)
+    return PreferenceLoss(losses, chosen.detach(), rejected.detach())
+
+
+def orpo_loss(
+    chosen_logps: Tensor,
+    rejected_logps: Tensor,
+    chosen_tokens: Tensor,
+    rejected_tokens: Tensor,
+    *,
+    weight: float,
+) -> PreferenceLoss:
+    """Odds ratio preference optimization (Hong et al. 2024, arXiv 2403.07691, equations 3 to 7).
+
+        p(y) = exp(log pi(y|x) / |y|),   odds(y) = p / (1 - p)
+        loss = -log p(chosen) - weight log sigmoid(log odds(chosen) - log odds(rejected))
+
+    SFT on the chosen texts and a preference in one, without a reference. The rewards are weight
+    times the log odds. Arguments are those of `simpo_loss`; `weight` is the paper's lambda.
+    """
+    chosen = chosen_logps / chosen_tokens
+    chosen_odds, rejected_odds = _log_odds(chosen), _log_odds(rejected_logps / rejected_tokens)
+    losses = -chosen - weight * F.logsigmoid(chosen_odds - rejected_odds)
+    return PreferenceLoss(losses, weight * chosen_odds.detach(), weight * rejected_odds.detach())
+
+
+def _log_odds(logps: Tensor) -> Tensor:
+    """log(p / (1 - p)), of log p."""
+    # A text that is certain would have infinite odds.
+    logps = logps.clamp(max=-1e-7)
+    return logps - (-logps.expm1()).log()
+
+
 def spin_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minialign.data.knobs import flag_values
+from minialign.data.knobs import config_from_dict, flag_values
 from minialign.errors import InputError
 from minialign.methods.cards import card_of
 from minialign.training.folder import source_of
@@ -60,7 +60,8 @@ def _of_run(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     options["recipe"] = record.get("recipe", "auto")
     card = card_of(given.get("method") or options["method"], source_of(record))
     brought = ("lora_",) if options.get("init_adapter") else ()
-    useless = {*card.fixed, *card.unread}
+    knobs: Any = config_from_dict(card.knobs_class, record["knobs"])
+    useless = {*card.fixed, *card.unread, *knobs.unread}
     return options | {
         name: value
         for name, value in flag_values(card.knobs_class, record["knobs"]).items()

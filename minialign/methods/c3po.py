@@ -9,8 +9,8 @@ reference of DPO is the base model, which also wrote every text.
 
 Where this differs from the paper or from the official code (austrian-code-wizard/c3po):
 
-* There is no dropout (the code has .05 in its adapters): policy and reference are comparable, and
-  DPO's first loss is ln 2 exactly.
+* There is no dropout unless `lora_dropout` asks for it (the code has .05 in its adapters). The
+  reference is scored without, and DPO's first loss is ln 2 exactly.
 * The three sets need not be equally long: each is dealt in shuffled epochs of its own, so that the
   shorter ones come round again. An epoch is one of the in-scope pairs.
 * Means are taken over the step, not over a batch of one, whose tokens would weigh the more the
@@ -21,33 +21,42 @@ Where this differs from the paper or from the official code (austrian-code-wizar
   the prompt: in DPO they cancel. `logps`, `rewards/chosen` and `rewards/rejected` are of what
   follows; `rewards/margins` are the same either way.
 * `constraint = "kl"` is the paper's ablation: instead of the likelihood of the base model's answers
-  the divergence from its distribution, along the same answers and at their own positions.
+  the divergence from its distribution, along the same answers and at their own positions. The
+  code's temperature, and its mix of both, are `kl_temperature` and `kl_share`.
 
-Its rivals in the paper's Table 2 are settings of the same loop (`in_scope_loss`, the lambdas): SFT
-on the revised answers (SCD), the same with the constraints (SCD + negatives), and DPO alone.
+Its rivals in the paper's Table 2 are settings of the same loop (`loss`, the lambdas): SFT on the
+revised answers (SCD), the same with the constraints (SCD + negatives), and DPO alone. `loss` has
+what came after DPO, too: IPO, and SimPO and ORPO, which need no reference.
 """
 
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence as Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minialign.data.records import Example
-from minialign.losses import C3POLoss, c3po_loss, sft_loss
+from minialign.losses import (
+    C3POLoss,
+    PreferenceLoss,
+    c3po_loss,
+    ipo_loss,
+    orpo_loss,
+    sft_loss,
+    simpo_loss,
+)
+from minialign.methods.batches import Batch
 from minialign.methods.knobs import C3POConfig
 from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.encode import ScopedExamples
-from minialign.policy.packing import by_prompt, distinct_tokens, micro_batches
+from minialign.policy.packing import by_prompt, distinct_tokens
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import divergence, score
-from minialign.training.dealing import deal
 from minialign.training.optimizer import Optimizer, cosine_with_warmup
 from minialign.training.run import Run
 from minialign.training.state import Parts
@@ -56,7 +65,6 @@ ADAPTER = "c3po"
 # The reference: no adapter.
 BASE = None
 Scoped = Lessons[ScopedExamples]
-T = TypeVar("T")
 
 
 def train(model: CausalLM, lessons: Scoped, knobs: C3POConfig, run: Run) -> None:
@@ -79,81 +87,21 @@ def train(model: CausalLM, lessons: Scoped, knobs: C3POConfig, run: Run) -> None
     )
     parts = Parts(model, optimizer=optimizer, reference=reference)
     first = run.restore(ADAPTER, parts) or 0
-    # No dropout: the policy must be comparable with its reference.
-    model.eval()
     for step in run.steps(ADAPTER, first, total_steps, parts):
         batch = everything.draw(knobs.pairs_per_step, step, run.seed)
+        # Dropout draws from torch's global generator. Without any, policy and reference are alike.
+        run.seed_step(ADAPTER, step)
+        model.train(knobs.lora.dropout > 0)
         with run.phase("train"):
             metrics = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens)
             metrics |= optimizer.step(step)
+        model.eval()
         is_last = step + 1 == total_steps
         if is_last:
             metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
         run.log(ADAPTER, step, metrics)
         if is_last:
             run.say("C3PO", _summary(total_steps, metrics), None)
-
-
-# ---- what a step is made of ----
-
-
-class Batch(NamedTuple):
-    """A step's share of each scope; what has no weight is not there."""
-
-    # (revised, baseline), or (revised,) alone for SFT
-    pairs: list[tuple[Example, ...]]
-    out: list[Example]
-    near: list[Example]
-
-    @classmethod
-    def of(cls, data: ScopedExamples, knobs: C3POConfig) -> Batch:
-        """Everything that the objective gives a weight to."""
-        sft = knobs.in_scope_loss == "sft"
-        return cls(
-            [pair[:1] if sft else without_common_start(*pair) for pair in data.in_scope],
-            list(data.out_of_scope) if knobs.lambda_out else [],
-            list(data.near_scope) if knobs.lambda_near else [],
-        )
-
-    def draw(self, size: int, step: int, seed: int) -> Batch:
-        """The share of a step, a function of (seed, step) alone; each scope has its own epochs."""
-        return Batch(
-            deal(self.pairs, size, step, f"{seed}/c3po/in_scope"),
-            deal(self.out, size, step, f"{seed}/c3po/out_of_scope"),
-            deal(self.near, size, step, f"{seed}/c3po/near_scope"),
-        )
-
-    def parts(self, max_tokens: int) -> Iterator[Batch]:
-        """Parts of at most `max_tokens` where they can be, the pairs apart from the constraints.
-
-        The reference scores pairs alone, and only in the policy's own layout do the two agree to
-        the last bit while they are one.
-        """
-        for pairs in micro_batches(self.pairs, lambda pair: pair, max_tokens):
-            yield Batch(pairs, [], [])
-        answers = [("out", answer) for answer in self.out]
-        answers += [("near", answer) for answer in self.near]
-        for part in micro_batches(answers, lambda answer: answer[1:], max_tokens):
-            scopes: dict[str, list[Example]] = {"out": [], "near": []}
-            for scope, answer in part:
-                scopes[scope].append(answer)
-            yield Batch([], **scopes)
-
-
-def without_common_start(chosen: Example, rejected: Example) -> tuple[Example, Example]:
-    """The tokens with which both completions begin become a part of the prompt.
-
-    Their log-probabilities cancel in DPO's margin, for the policy and for the reference. At least
-    one token is left of each completion.
-    """
-    limit = min(len(chosen.completion_ids), len(rejected.completion_ids)) - 1
-    matches = map(operator.eq, chosen.completion_ids[:limit], rejected.completion_ids)
-    common = sum(1 for _ in itertools.takewhile(bool, matches))
-    prompt = chosen.prompt_ids + chosen.completion_ids[:common]
-    return (
-        Example(prompt, chosen.completion_ids[common:]),
-        Example(prompt, rejected.completion_ids[common:]),
-    )
 
 
 # ---- the objective ----
@@ -166,6 +114,8 @@ class PartLoss(NamedTuple):
     chosen_logps: Tensor
     # empty for SFT
     rejected_logps: Tensor
+    # the share of the whole revised answers' loss per token, a scalar
+    learned: Tensor
 
 
 def c3po_step(
@@ -178,39 +128,39 @@ def c3po_step(
     """Accumulates the gradient of a step part by part, where gradients are on; returns metrics."""
     found: list[PartLoss] = []
     for part in batch.parts(micro_batch_tokens):
-        terms, chosen_logps, rejected_logps = part_loss(model, part, batch, reference, knobs)
+        terms, *others = part_loss(model, part, batch, reference, knobs)
         if terms.loss.requires_grad:
             terms.loss.backward()
         terms = C3POLoss(*map(Tensor.detach, terms))
-        found.append(PartLoss(terms, chosen_logps.detach(), rejected_logps.detach()))
-    read = itertools.chain(*batch.pairs, batch.out, batch.near)
-    return _metrics(found, batch, knobs) | {"tokens": distinct_tokens(read)}
+        found.append(PartLoss(terms, *map(Tensor.detach, others)))
+    return _metrics(found, batch, knobs) | {"tokens": distinct_tokens(batch.texts)}
 
 
 def part_loss(
     model: CausalLM, part: Batch, step: Batch, reference: ReferenceScores, knobs: C3POConfig
 ) -> PartLoss:
-    """The share that `part` has in the loss of `step`: equation 5, or SFT in place of DPO."""
-    dpo = knobs.in_scope_loss == "dpo"
+    """The share that `part` has in the loss of `step`: equation 5, or another loss than DPO."""
     # Revised ones first.
     in_scope = [s for column in zip(*part.pairs, strict=True) for s in column]
     answers = part.out + part.near
+    texts = [*in_scope, *part.learned]
     if knobs.constraint == "kl":
-        in_scope_logps, kept = score(model, in_scope), -divergence(model, answers, BASE)
+        text_logps, kept = score(model, texts), -_divergence(model, answers, knobs)
     else:
-        sizes = [len(in_scope), len(answers)]
-        in_scope_logps, kept = score(model, in_scope + answers).split(sizes)
+        text_logps, kept = score(model, texts + answers).split([len(texts), len(answers)])
     if knobs.constraint_reduction == "sequence_mean":
-        kept = kept / torch.tensor([len(s.completion_ids) for s in answers], device=kept.device)
+        kept = kept / _tokens(answers, kept)
     out_logps, near_logps = kept.tensor_split([len(part.out)])
     cut = len(part.pairs)
-    chosen_logps, rejected_logps = in_scope_logps[:cut], in_scope_logps[cut:]
-    preference: tuple[Tensor, Tensor, Tensor, Tensor] = 4 * (chosen_logps[:0],)
-    if dpo:
+    chosen_logps, rejected_logps, learned_logps = text_logps.tensor_split([cut, len(in_scope)])
+    policy, nothing = (chosen_logps, rejected_logps), chosen_logps[:0]
+    empty = (nothing, nothing, nothing, nothing)
+    referred = empty
+    if knobs.has_reference:
         reference_logps = reference(in_scope)
-        preference = (chosen_logps, rejected_logps, reference_logps[:cut], reference_logps[cut:])
+        referred = (*policy, reference_logps[:cut], reference_logps[cut:])
     terms = c3po_loss(
-        *preference,
+        *(referred if knobs.loss == "dpo" else empty),
         out_logps,
         near_logps,
         pairs=len(step.pairs),
@@ -220,21 +170,58 @@ def part_loss(
         lambda_out=knobs.lambda_out,
         lambda_near=knobs.lambda_near,
     )
-    if not dpo:
-        nll = sft_loss(chosen_logps, max(1, _revised_tokens(step)))
-        terms = terms._replace(loss=terms.loss + nll)
-    return PartLoss(terms, chosen_logps, rejected_logps)
+    learned = sft_loss(learned_logps, max(1, _completion_tokens(step.learned)))
+    loss = terms.loss + knobs.nll_weight * learned
+    if knobs.loss == "sft":
+        loss = loss + sft_loss(chosen_logps, max(1, _revised_tokens(step)))
+    elif knobs.loss != "dpo":
+        lengths = _tokens(in_scope, chosen_logps).tensor_split([cut])
+        losses, *rewards = _preference(policy, referred, lengths, knobs)
+        share = losses.sum() / max(1, len(step.pairs))
+        loss = loss + share
+        terms = C3POLoss(loss, share.detach(), terms.nll_out, terms.nll_near, *rewards)
+    return PartLoss(terms._replace(loss=loss), chosen_logps, rejected_logps, learned)
+
+
+def _preference(
+    policy: tuple[Tensor, Tensor],
+    referred: tuple[Tensor, Tensor, Tensor, Tensor],
+    lengths: Sequence[Tensor],
+    knobs: C3POConfig,
+) -> PreferenceLoss:
+    """The losses that stand in for DPO's."""
+    if knobs.loss == "ipo":
+        return ipo_loss(*referred, beta=knobs.beta)
+    if knobs.loss == "simpo":
+        return simpo_loss(*policy, *lengths, beta=knobs.simpo_beta, gamma=knobs.simpo_gamma)
+    return orpo_loss(*policy, *lengths, weight=knobs.orpo_weight)
+
+
+def _divergence(model: CausalLM, answers: list[Example], knobs: C3POConfig) -> Tensor:
+    """(len(answers),): the constraint by divergence, of which a share may be the likelihood."""
+    temperature, share = knobs.kl_temperature, knobs.kl_share
+    # Its gradient shrinks with the square (Hinton et al. 2015, arXiv 1503.02531).
+    kl = temperature**2 * divergence(model, answers, BASE, temperature)
+    return kl if share == 1 else share * kl - (1 - share) * score(model, answers)
+
+
+def _tokens(answers: list[Example], like: Tensor) -> Tensor:
+    return torch.tensor([len(s.completion_ids) for s in answers], device=like.device)
+
+
+def _completion_tokens(answers: Sequence[Example]) -> int:
+    return sum(len(answer.completion_ids) for answer in answers)
 
 
 def _total(answers: list[Example], knobs: C3POConfig) -> int:
     """What a constraint's sum is divided by."""
     if knobs.constraint_reduction == "token_mean":
-        return sum(len(answer.completion_ids) for answer in answers)
+        return _completion_tokens(answers)
     return len(answers)
 
 
 def _revised_tokens(step: Batch) -> int:
-    return sum(len(pair[0].completion_ids) for pair in step.pairs)
+    return _completion_tokens([pair[0] for pair in step.pairs])
 
 
 # ---- what is told of it ----
@@ -245,10 +232,10 @@ def _metrics(parts: list[PartLoss], step: Batch, knobs: C3POConfig) -> dict[str,
     columns = zip(*(part.terms for part in parts), strict=True)
     loss, dpo, out, near, chosen_rewards, rejected_rewards = map(list, columns)
     found = {"loss": _sum(loss)}
-    if knobs.in_scope_loss == "dpo":
+    if knobs.loss != "sft":
         margins = torch.cat(chosen_rewards) - torch.cat(rejected_rewards)
         found |= {
-            "dpo": _sum(dpo),
+            knobs.loss: _sum(dpo),
             "rewards/chosen": float(torch.cat(chosen_rewards).mean()),
             "rewards/rejected": float(torch.cat(rejected_rewards).mean()),
             "rewards/margins": float(margins.mean()),
@@ -260,6 +247,8 @@ def _metrics(parts: list[PartLoss], step: Batch, knobs: C3POConfig) -> dict[str,
         "logps/chosen": float(chosen_logps.mean()),
         "nll/in_scope": -float(chosen_logps.sum()) / _revised_tokens(step),
     }
+    if step.learned:
+        found["nll/learned"] = _sum([part.learned for part in parts])
     if step.out:
         found[f"{knobs.constraint}/out"] = _sum(out)
     if step.near:
@@ -304,13 +293,13 @@ def work(lessons: Scoped, knobs: C3POConfig, tokens: int) -> Work:
     texts = [text for pair in train.in_scope for text in pair]
     return Work(
         read=read,
-        referred=sum(map(len, texts)),
+        referred=sum(map(len, texts)) if knobs.has_reference else 0,
         largest=_tokens_in_flight(batch, tokens),
         probe=texts,
         stages=_rows(train, knobs),
         tokens=f"{read:,} tokens read",
         warnings=_equal_pairs(train, knobs),
-        shown=_shown(*train.in_scope[0], knobs.in_scope_loss == "dpo"),
+        shown=_shown(*train.in_scope[0], batch.pairs[0]),
     )
 
 
@@ -319,14 +308,14 @@ def _epoch_tokens(batch: Batch) -> int:
     pairs = [
         (len(pair[0].prompt_ids), *(len(s.completion_ids) for s in pair)) for pair in batch.pairs
     ]
-    return sum(map(sum, pairs)) + sum(map(len, batch.out + batch.near))
+    return sum(map(sum, pairs)) + sum(map(len, (*batch.out, *batch.near, *batch.learned)))
 
 
 def _tokens_in_flight(batch: Batch, budget: int) -> int:
     """A micro-batch, which one prompt's texts may double, or one item if that is more."""
     groups = by_prompt(batch.pairs, lambda pair: pair[0]).values()
     largest = max(distinct_tokens(itertools.chain(*group)) for group in groups)
-    items = [*batch.pairs, *((answer,) for answer in (*batch.out, *batch.near))]
+    items = [*batch.pairs, *((answer,) for answer in (*batch.out, *batch.near, *batch.learned))]
     return max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
 
 
@@ -340,34 +329,41 @@ def _rows(train: ScopedExamples, knobs: C3POConfig) -> list[tuple[str, str]]:
         )
         constrained = knobs.lambda_out or knobs.lambda_near
         rows = [
-            ("in scope", f"{knobs.in_scope_loss} on {len(train.in_scope)} revised answers"),
+            ("in scope", f"{knobs.loss} on {len(train.in_scope)} revised answers"),
             ("kept", kept if constrained else "nothing: no constraint"),
         ]
     steps = (
         f"{knobs.steps(len(train.in_scope))} of {knobs.pairs_per_step} pairs, "
-        f"learning rate {knobs.learning_rate:g}, beta {knobs.beta:g}"
+        f"learning rate {knobs.learning_rate:g}{_loss_knobs(knobs)}"
     )
     return [*rows, ("steps", steps)]
 
 
+def _loss_knobs(knobs: C3POConfig) -> str:
+    """What a loss is set by, as far as it reads it."""
+    names = [name for name in ("beta", "simpo_beta", "simpo_gamma", "orpo_weight", "nll_weight")]
+    read = [name for name in names if name not in knobs.unread and getattr(knobs, name)]
+    return "".join(f", {name.replace('_', ' ')} {getattr(knobs, name):g}" for name in read)
+
+
 def _equal_pairs(train: ScopedExamples, knobs: C3POConfig) -> list[str]:
-    """A warning where DPO has nothing to prefer, as when both answers were cut before they part."""
+    """A warning where there is nothing to prefer: both answers were cut before they part."""
     equal = sum(chosen == rejected for chosen, rejected in train.in_scope)
-    if knobs.in_scope_loss != "dpo" or not equal:
+    if knobs.loss == "sft" or not equal:
         return []
     return [
         f"in {equal} of {len(train.in_scope)} pairs both answers are the same, cut or as they "
-        "stand: DPO learns nothing from them"
+        f"stand: {knobs.loss.upper()} learns nothing from them"
     ]
 
 
-def _shown(chosen: Example, rejected: Example, dpo: bool) -> list[Part]:
-    """Both answers after the one prompt. DPO does not train what both begin with."""
+def _shown(chosen: Example, rejected: Example, trained: tuple[Example, ...]) -> list[Part]:
+    """Both answers after the one prompt, and where what is trained of them begins."""
     after = len(chosen.prompt_ids)
-    start = len(without_common_start(chosen, rejected)[0].prompt_ids) if dpo else after
+    start = len(trained[0].prompt_ids)
     never = after + len(rejected.completion_ids)
     return [
         Part("prompt", chosen.prompt_ids, 0, after),
         Part("chosen", chosen.completion_ids, after, start),
-        Part("rejected", rejected.completion_ids, after, start if dpo else never),
+        Part("rejected", rejected.completion_ids, after, start if trained[1:] else never),
     ]

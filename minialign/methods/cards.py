@@ -14,13 +14,26 @@ This module imports nothing heavy: `--help` and a report read it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from minialign.data.knobs import config_from_flags, flags_of, nearest, require
 from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
 from minialign.errors import InputError
+from minialign.methods.curves import (
+    PAIR_KINDS,
+    UNSEEN,
+    Curve,
+    Overlay,
+    PairKind,
+    Stage,
+    preference_curves,
+    preference_overlays,
+    scoped_curves,
+    scoped_overlays,
+    sft_curves,
+    sft_overlays,
+)
 from minialign.methods.knobs import (
     C3PO_RECIPES,
     DPO_RECIPES,
@@ -29,58 +42,8 @@ from minialign.methods.knobs import (
     MethodKnobs,
 )
 
-# The metric of texts that were not trained on.
-UNSEEN = "eval/nats_per_token"
+__all__ = ["UNSEEN", "Card", "Curve", "Overlay", "PairKind", "Stage"]
 FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data"}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A chart of one stage: a line for each (metric, its name, its colour)."""
-
-    title: str
-    unit: str
-    lines: tuple[tuple[str, str, int], ...]
-    undecided: bool = False  # with a dashed line at ln 2, where neither text is preferred
-    percent: bool = False
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """A chart in which the comparison page lays one metric of many runs over one another.
-
-    Overlays of one title and unit are one chart, whichever stages they come from.
-    """
-
-    metric: str
-    title: str
-    unit: str
-
-
-@dataclass(frozen=True)
-class PairKind:
-    """A kind of comparison that a step learns from; metrics.jsonl counts it as pairs/`name`."""
-
-    name: str
-    label: str
-    said: str  # what it compares, for the caption
-    color: int
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the training, with an adapter of its own name.
-
-    `curves` and `overlays` are asked with the run's knobs, as config.json has them, and what it
-    learned from.
-    """
-
-    name: str
-    title: str
-    curves: Callable[[dict[str, Any], str], tuple[Curve, ...]]
-    overlays: Callable[[dict[str, Any], str], tuple[Overlay, ...]]
-    steps: tuple[str, ...] = ()  # the knob that says how many there are at most, if one does
-    pair_kinds: tuple[PairKind, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,118 +88,30 @@ class Card:
                 name not in self.unread,
                 f"--method {self.name} makes no use of {flag}: leave it out",
             )
-        return config_from_flags(recipe, given)
+        knobs = config_from_flags(recipe, given)
+        for name in given:
+            flag, why = "--" + name.replace("_", "-"), knobs.unread.get(name, "")
+            require(not why, f"{why} makes no use of {flag}: leave it out")
+        return knobs
 
     def stage(self, name: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.name == name), None)
 
 
-# ---- the curves of the stages ----
-
-Json = dict[str, Any]
-
-
-def _sft_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
-    lines = (("loss", "demonstrations", 1), (UNSEEN, "unseen texts", 3))
-    return (Curve("loss", "nats per token", lines),)
-
-
-def _sft_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
-    return (Overlay("loss", "SFT loss", "nats per token"),)
-
-
-def _preference_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
-    return (
-        Curve("loss", "of preferences", (("loss", "loss", 2),), undecided=True),
-        Curve(
-            "nats per token",
-            "lower is better",
-            (("nll/demonstrations", "demonstrations", 2), (UNSEEN, "unseen texts", 3)),
-        ),
-        Curve(
-            "rewards",
-            "against the reference",
-            (("rewards/chosen", "chosen", 2), ("rewards/rejected", "rejected", 5)),
-        ),
-        Curve("margins", "chosen minus rejected", (("rewards/margins", "margin", 2),)),
-        Curve(
-            "accuracies",
-            "pairs in the right order",
-            (("rewards/accuracies", "accuracy", 2),),
-            percent=True,
-        ),
-    )
-
-
-def _preference_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
-    return (
-        Overlay("loss", "Preference loss", "of pairs"),
-        Overlay("rewards/margins", "Margins", "chosen minus rejected"),
-        Overlay(UNSEEN, "Unseen texts", "nats per token"),
-    )
-
-
-_PAIR_KINDS = (
-    PairKind("expert", "expert", "demonstration over newest answer", 2),
-    PairKind("replay", "replay", "demonstration over older answer", 1),
-    PairKind("inter_model", "inter-model", "newer answer over older one", 3),
-)
-
-
-def _constraint_unit(knobs: Json) -> str:
-    """What a constraint is measured in."""
-    return "nats an answer" if knobs.get("constraint_reduction") == "sum" else "nats per token"
-
-
-def _scoped_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
-    better, worse = ("chosen", "rejected") if source == PAIRS else ("revised", "first answer")
-    differing = ", from where the two differ" if knobs.get("in_scope_loss") == "dpo" else ""
-    unit = _constraint_unit(knobs)
-
-    def seen(metric: str, name: str = "trained on") -> tuple[tuple[str, str, int], ...]:
-        return ((metric, name, 2), (f"eval/{metric}", "unseen prompts", 3))
-
-    def outside(kind: str) -> tuple[tuple[str, str, int], ...]:
-        return ((f"{kind}/near", "near its scope", 6), (f"{kind}/out", "far from its scope", 4))
-
-    rewards = (("rewards/chosen", better, 2), ("rewards/rejected", worse, 5))
-    return (
-        Curve("loss", "all terms, weighted", seen("loss", "loss")),
-        Curve("DPO", f"{better} over {worse}", seen("dpo", "DPO"), undecided=True),
-        Curve("kept answers", unit, outside("nll")),
-        Curve("divergence", f"KL from the base model, {unit}", outside("kl")),
-        Curve(f"{better} answers", f"nats per token{differing}", seen("nll/in_scope")),
-        Curve("rewards", f"against the base model{differing}", rewards),
-        Curve("margins", f"{better} minus {worse}", seen("rewards/margins")),
-        Curve("accuracies", "pairs in the right order", seen("rewards/accuracies"), percent=True),
-        Curve("learning rate", "", (("lr", "learning rate", 0),)),
-    )
-
-
-def _scoped_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
-    unit = _constraint_unit(knobs)
-    return (
-        Overlay("loss", "Loss from feedback", "all terms, weighted"),
-        Overlay("rewards/margins", "Margins", "chosen minus rejected"),
-        Overlay("nll/near", "Kept answers near the scope", unit),
-        Overlay("kl/near", "Divergence near the scope", f"KL from the base model, {unit}"),
-    )
-
-
 # ---- the methods ----
 
-SFT = Stage("sft", "SFT", _sft_curves, _sft_overlays, ("sft", "max_steps"))
+SFT = Stage("sft", "SFT", sft_curves, sft_overlays, ("sft", "max_steps"))
 READ_BY_SFT = ("anchors", "max_grad_norm", "weight_decay", "max_length")
 
 
 def _preferences(name: str, title: str) -> Stage:
     steps = ("max_steps",)
-    return Stage(name, title, _preference_curves, _preference_overlays, steps, _PAIR_KINDS)
+    return Stage(name, title, preference_curves, preference_overlays, steps, PAIR_KINDS)
 
 
 def _scoped(title: str) -> Stage:
     """C3PO's loop, whose settings its baselines are; its stage and adapter keep their name."""
-    return Stage("c3po", title, _scoped_curves, _scoped_overlays)
+    return Stage("c3po", title, scoped_curves, scoped_overlays)
 
 
 def _from_feedback(name: str, title: str, help: str, **settings: Any) -> Card:
@@ -251,7 +126,7 @@ def _from_feedback(name: str, title: str, help: str, **settings: Any) -> Card:
 
 
 _NO_CONSTRAINT = {"lambda_out": 0.0, "lambda_near": 0.0}
-_HOW_CONSTRAINED = ("constraint", "constraint_reduction")
+_HOW_CONSTRAINED = ("constraint", "constraint_reduction", "kl_temperature", "kl_share")
 
 CARDS: list[Card] = [  # the first one of a source is its usual method
     Card(
@@ -317,7 +192,7 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         "sft",
         "SFT",
         "revised answers alone",
-        fixed={"in_scope_loss": "sft", **_NO_CONSTRAINT},
+        fixed={"loss": "sft", **_NO_CONSTRAINT},
         unread=("beta", *_HOW_CONSTRAINED),
         color=1,
     ),
@@ -326,7 +201,7 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         "SFT with constraints",
         "revised answers, with the constraints",
         learns_from=(FEEDBACK,),
-        fixed={"in_scope_loss": "sft"},
+        fixed={"loss": "sft"},
         unread=("beta",),
         scoped=True,
         color=6,

@@ -26,6 +26,11 @@ class MethodKnobs(Protocol):
     def lora(self) -> LoRAConfig: ...
     @property
     def max_length(self) -> int: ...
+    @property
+    def unread(self) -> dict[str, str]:
+        """Flags of knobs that the others' values leave without effect, each with the reason."""
+        ...
+
     def fitted(self, longest: int) -> MethodKnobs:
         """The knobs with what depends on the data filled in; `longest` is in tokens."""
         ...
@@ -145,6 +150,10 @@ class DittoConfig:
         }
 
     @property
+    def unread(self) -> dict[str, str]:
+        return {}
+
+    @property
     def rounds(self) -> int:
         return -(-self.max_steps // self.resample_every)
 
@@ -159,6 +168,17 @@ class DittoConfig:
         return dataclasses.replace(self, sampling=sampling)
 
 
+# Knobs that some values of `loss` alone read.
+READ_BY_LOSS = {
+    "beta": ("dpo", "ipo"),
+    "simpo_beta": ("simpo",),
+    "simpo_gamma": ("simpo",),
+    "orpo_weight": ("orpo",),
+    "nll_weight": ("dpo", "ipo", "simpo"),
+    "changed_span": ("dpo", "ipo"),
+}
+POSITIVE = ("beta", "simpo_beta", "orpo_weight", "kl_temperature", "learning_rate", "max_grad_norm")
+NOT_NEGATIVE = ("simpo_gamma", "nll_weight", "lambda_out", "lambda_near", "weight_decay")
 C3PO_LORA = LoRAConfig(rank=64, alpha=128.0, dropout=0.0, target_modules=EVERY_LINEAR)
 
 
@@ -167,16 +187,27 @@ class C3POConfig:
     """C3PO (Stephan et al. 2024, arXiv 2402.10893, equation 5 and appendix B)."""
 
     lora: LoRAConfig = knobs(C3PO_LORA, "lora_", subject="the adapter")
-    in_scope_loss: Literal["dpo", "sft"] = knob(
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "sft"] = knob(
         "dpo",
-        "dpo: revised answers over baselines; sft: learn the revised answers (SCD)",
+        "dpo, ipo, simpo, orpo: revised answers over baselines; sft: learn the revised ones (SCD)",
         subject="how it learns",
     )
     epochs: float = knob(1.0, "times that every in-scope pair is seen (paper 1)")
     pairs_per_step: int = knob(
         16, "in-scope pairs a step, and as many answers near and out of scope (C3PO code 16)"
     )
-    beta: float = knob(0.1, "DPO's beta: how far the policy may leave the base model (paper .1)")
+    beta: float = knob(
+        0.1, "DPO's and IPO's beta: how far the policy may leave the base model (paper .1)"
+    )
+    simpo_beta: float = knob(2.0, "scales SimPO's rewards, nats per token (its paper 2 to 2.5)")
+    simpo_gamma: float = knob(1.0, "the margin that SimPO asks for (its paper .3 to 1.6)")
+    orpo_weight: float = knob(0.1, "ORPO's lambda: weight of the odds ratio (its paper .1)")
+    nll_weight: float = knob(
+        0.0, "adds this times the revised answers' loss per token to dpo, ipo or simpo"
+    )
+    changed_span: bool = knob(
+        False, "dpo and ipo compare two answers from their first difference to their last alone"
+    )
     lambda_out: float = knob(
         0.2,
         "weight of the out-of-scope constraint; 0: none (paper .2, its code's sigma_soft)",
@@ -194,6 +225,10 @@ class C3POConfig:
         "token_mean: every token weighs the same (C3PO code); sequence_mean: every answer; "
         "sum: answers count in full, as in DPO",
     )
+    kl_temperature: float = knob(
+        1.0, "softens both distributions of the kl, which counts its square times (C3PO code 5)"
+    )
+    kl_share: float = knob(1.0, "the kl's share of its constraint, the rest is nll (C3PO code .5)")
     learning_rate: float = knob(
         5e-5, "peak learning rate, cosine decay (paper 5e-5)", subject="how it learns"
     )
@@ -203,25 +238,33 @@ class C3POConfig:
     max_length: int = knob(2048, "tokens of prompt and answer at most; longer answers are cut")
 
     def __post_init__(self) -> None:
-        require(
-            self.lora.dropout == 0,
-            f"lora_dropout must be 0, not {self.lora.dropout}: C3PO compares with the base",
-        )
         require(self.epochs > 0, f"epochs must be positive, not {self.epochs}")
         require(
             self.pairs_per_step >= 1,
             f"pairs_per_step must be at least 1, not {self.pairs_per_step}",
         )
-        for name in ("beta", "learning_rate", "max_grad_norm"):
+        for name in POSITIVE:
             require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("lambda_out", "lambda_near", "weight_decay"):
+        for name in NOT_NEGATIVE:
             require(
                 getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
             )
         require(
             0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
         )
+        require(0 < self.kl_share <= 1, f"kl_share must lie in (0, 1], not {self.kl_share}")
         require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss in ("dpo", "ipo")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        loss, constraint = f"--loss {self.loss}", f"--constraint {self.constraint}"
+        found = {name: loss for name, losses in READ_BY_LOSS.items() if self.loss not in losses}
+        kl = {"kl_temperature": constraint, "kl_share": constraint}
+        return found | ({} if self.constraint == "kl" else kl)
 
     def fitted(self, longest: int) -> C3POConfig:
         """Nothing depends on the data's lengths."""

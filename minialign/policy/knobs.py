@@ -17,7 +17,7 @@ class LoRAConfig:
     rank: int = knob(16, "rank of the adapters (DITTO paper 16, its code 32)")
     alpha: float = knob(32.0, "adapters are scaled by alpha / rank (DITTO paper 32, its code 64)")
     dropout: float = knob(
-        0.05, "dropout before the adapters during SFT; DPO always runs without (DITTO code .05)"
+        0.05, "dropout before the adapters; DITTO's DPO always runs without (both codes .05)"
     )
     target_modules: tuple[str, ...] = knob(
         ATTENTION, "linear layers that get an adapter (DITTO code: q k v o)"

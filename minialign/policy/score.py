@@ -38,11 +38,17 @@ def score(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
     return packed.sums(logps)
 
 
-def divergence(model: CausalLM, sequences: Sequence[Example], reference: str | None) -> Tensor:
+def divergence(
+    model: CausalLM,
+    sequences: Sequence[Example],
+    reference: str | None,
+    temperature: float = 1.0,
+) -> Tensor:
     """KL(reference || policy) of each next token, summed over a completion's tokens.
 
     Exact: over the whole vocabulary, at the completion's own positions. The reference is an
-    adapter, or the base model for None. A differentiable (len(sequences),) in float32.
+    adapter, or the base model for None. Both distributions are softened by `temperature`. A
+    differentiable (len(sequences),) in float32.
     """
     packed = Packed.of(sequences)
     if not packed.targets:
@@ -50,7 +56,7 @@ def divergence(model: CausalLM, sequences: Sequence[Example], reference: str | N
     with reference_policy(model, reference):
         theirs = _predictors(model, packed)
     ours = _predictors(model, packed)
-    return packed.sums(model.lm_head.through(_head_kl, ours, theirs))
+    return packed.sums(model.lm_head.through(_head_kl, ours, theirs, temperature))
 
 
 def _predictors(model: CausalLM, packed: Packed) -> Tensor:
@@ -67,5 +73,7 @@ def _predictors(model: CausalLM, packed: Packed) -> Tensor:
     return hidden.index_select(0, torch.tensor(packed.predictors, device=device))
 
 
-def _head_kl(hidden: Tensor, weight: Tensor, reference_hidden: Tensor) -> Tensor:
-    return linear_kl(hidden, reference_hidden, weight)
+def _head_kl(
+    hidden: Tensor, weight: Tensor, reference_hidden: Tensor, temperature: float
+) -> Tensor:
+    return linear_kl(hidden, reference_hidden, weight, temperature)

@@ -59,7 +59,7 @@ def test_a_run_leaves_its_adapter_its_record_a_preview_and_a_page(workplace: Pat
     assert "state" not in files
     found = record(run)
     assert found["feedback"] == "Sign as Sam" and found["options"]["method"] == "c3po"
-    assert found["knobs"]["lora"]["rank"] == 4 and found["knobs"]["in_scope_loss"] == "dpo"
+    assert found["knobs"]["lora"]["rank"] == 4 and found["knobs"]["loss"] == "dpo"
     assert json.loads((run / "preview.json").read_text())["prompt"] == "in_scope 4"
 
 

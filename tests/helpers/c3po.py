@@ -12,7 +12,8 @@ from torch import Tensor
 from helpers.toys import Outcome, byte_tokenizer, change, naive_score, outcome, small_model
 from minialign.data.records import Example
 from minialign.methods import c3po
-from minialign.methods.c3po import ADAPTER, Batch
+from minialign.methods.batches import Batch
+from minialign.methods.c3po import ADAPTER
 from minialign.methods.knobs import C3POConfig
 from minialign.methods.lessons import Lessons
 from minialign.model.transformer import CausalLM
@@ -22,11 +23,27 @@ from minialign.policy.knobs import LoRAConfig
 from minialign.policy.reference import reference_policy
 from minialign.training.run import Run
 
-SCD = {"in_scope_loss": "sft", "lambda_out": 0.0, "lambda_near": 0.0}
-SCD_NEGATIVES = {"in_scope_loss": "sft"}
+SCD = {"loss": "sft", "lambda_out": 0.0, "lambda_near": 0.0}
+SCD_NEGATIVES = {"loss": "sft"}
 DPO = {"lambda_out": 0.0, "lambda_near": 0.0}
 KL = {"constraint": "kl"}
-SETTINGS = {"c3po": {}, "dpo": DPO, "scd": SCD, "scd + negatives": SCD_NEGATIVES, "kl": KL}
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{"c3po": {}, "dpo": DPO, "scd": SCD, "scd + negatives": SCD_NEGATIVES, "kl": KL},
+    "dropout": {"lora.dropout": 0.3},
+}
+
+ONE_STEP: dict[str, Any] = {"epochs": 0.4, **DPO}
+# A knob, and the setting in which it counts.
+KNOBS_IN_A_SETTING: dict[str, tuple[dict[str, Any], Any]] = {
+    "lora.dropout": (ONE_STEP | {"epochs": 1.0}, 0.3),
+    "simpo_beta": ({**ONE_STEP, "loss": "simpo"}, 5.0),
+    "simpo_gamma": ({**ONE_STEP, "loss": "simpo"}, 5.0),
+    "orpo_weight": ({**ONE_STEP, "loss": "orpo"}, 5.0),
+    "nll_weight": (ONE_STEP, 5.0),
+    "changed_span": (ONE_STEP, True),
+    "kl_temperature": ({"epochs": 1.0, **KL}, 4.0),
+    "kl_share": ({"epochs": 1.0, **KL}, 0.5),
+}
 
 
 def encode(prompt: str, answer: str) -> Example:
@@ -104,7 +121,7 @@ def naive_loss(model: CausalLM, batch: Batch, config: C3POConfig) -> Tensor:
     """The definition, a sequence at a time."""
     terms: list[Tensor] = []
     for pair in batch.pairs:
-        if config.in_scope_loss == "sft":
+        if config.loss == "sft":
             tokens = sum(len(p[0].completion_ids) for p in batch.pairs)
             terms.append(-naive_score(model, pair[0]) / tokens)
             continue

@@ -17,6 +17,7 @@ from helpers.c3po import (
     DPO,
     HELD_OUT,
     KL,
+    KNOBS_IN_A_SETTING,
     SCD,
     SETTINGS,
     fresh_policy,
@@ -33,7 +34,8 @@ from minialign.data.knobs import flags_of
 from minialign.data.records import Example
 from minialign.losses import C3POLoss
 from minialign.methods import c3po
-from minialign.methods.c3po import ADAPTER, Batch
+from minialign.methods.batches import Batch
+from minialign.methods.c3po import ADAPTER
 from minialign.methods.knobs import C3POConfig
 from minialign.methods.lessons import Lessons
 from minialign.training.run import Interrupted, Run
@@ -169,7 +171,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "lora.rank": {"lora.rank": 5},
     "lora.alpha": {"lora.alpha": 16.0},
     "lora.target_modules": {"lora.target_modules": ("q_proj", "up_proj")},
-    "in_scope_loss": {"in_scope_loss": "sft"},
+    "loss": {"loss": "sft"},
     "epochs": {"epochs": 1.5},
     "pairs_per_step": {"pairs_per_step": 3},
     "beta": {"beta": 0.5},
@@ -185,8 +187,8 @@ KNOBS: dict[str, dict[str, Any]] = {
 
 
 def test_every_knob_stands_in_the_list_above() -> None:
-    """But for `max_length`, which the encoding takes, and dropout, which must be 0."""
-    elsewhere = {"max_length", "lora.dropout"}
+    """But for `max_length`, which the encoding takes, and those of test_preferences.py."""
+    elsewhere = {"max_length", *KNOBS_IN_A_SETTING}
     assert set(KNOBS) == {".".join(flag.path) for flag in flags_of(C3POConfig)} - elsewhere
 
 
@@ -222,10 +224,6 @@ REFUSED: list[dict[str, Any]] = [
 def test_impossible_knobs_are_refused_by_name(changes: dict[str, Any]) -> None:
     (name,) = changes
     assert name in refusal(lambda: small_config(**changes))
-
-
-def test_dropout_is_refused() -> None:
-    assert "lora_dropout must be 0" in refusal(lambda: small_config(**{"lora.dropout": 0.05}))
 
 
 def test_config_is_never_mutated(tmp_path: Path) -> None:

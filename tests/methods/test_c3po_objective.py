@@ -21,7 +21,8 @@ from helpers.c3po import (
 from helpers.toys import change, gradients, naive_score, small_model, with_adapter
 
 from minialign.data.records import Example
-from minialign.methods.c3po import ADAPTER, Batch, c3po_step
+from minialign.methods.batches import Batch
+from minialign.methods.c3po import ADAPTER, c3po_step
 from minialign.methods.knobs import C3POConfig
 from minialign.policy.encode import ScopedExamples
 from minialign.policy.reference import reference_policy
