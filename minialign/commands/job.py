@@ -141,7 +141,7 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
 def check_method(options: TrainOptions, given: dict[str, Any]) -> Card:
     """The method's card. Raises InputError for what could never be trained, by the flags alone."""
     kind = kind_of(options)
-    if not (options.data or options.demos or options.feedback) and options.method:
+    if not (options.data or options.demos or options.edits or options.feedback) and options.method:
         _require_data(options.method)
     card = card_of(options.method, kind)
     if options.init_adapter and not card.starts_from_adapter:

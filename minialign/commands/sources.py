@@ -20,8 +20,10 @@ from minialign.data.feedback import (
     hash_of,
     load_data,
 )
+from minialign.data.knobs import require
 from minialign.data.records import (
     DEMONSTRATIONS,
+    EDITS,
     FEEDBACK,
     PAIRS,
     Demonstration,
@@ -79,6 +81,8 @@ class Source(Protocol):
 
 def kind_of(options: TrainOptions) -> str:
     """Told by the flags alone."""
+    if options.edits:
+        return EDITS
     if not options.data:
         return FEEDBACK if options.feedback else DEMONSTRATIONS
     paths = data_paths(options.data)
@@ -214,6 +218,9 @@ class Scopes:
 
 def with_paths(options: TrainOptions) -> TrainOptions:
     """The options with the paths that follow from others. Raises InputError for contradictions."""
+    if options.edits:
+        require(not (options.data or options.demos), "give --edits, --demos or --data, not several")
+        options = dataclasses.replace(options, data=options.edits, edits="")
     if options.data:
         return _with_data_paths(options)
     if not options.demos:

@@ -9,8 +9,8 @@ from minialign.commands.cli import OneLineParser, add_flags
 from minialign.commands.config_file import flags_in
 from minialign.commands.session import prepare, run_job
 from minialign.data.knobs import config_from_flags, require
-from minialign.data.records import DEMONSTRATIONS, FEEDBACK
-from minialign.methods.cards import CARDS, Card, card_of, method_names
+from minialign.data.records import DEMONSTRATIONS, EDITS, FEEDBACK
+from minialign.methods.cards import CARDS, FLAGS, Card, card_of, method_names
 from minialign.training.knobs import TrainOptions
 
 PROGRAM = "train.py"
@@ -86,7 +86,7 @@ def _peek(arguments: list[str]) -> Card:
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("--method", "--data", "--feedback", "--resume", "--config"):
+    for name in ("--method", "--data", "--edits", "--feedback", "--resume", "--config"):
         peek.add_argument(name, default="")
     found, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
@@ -98,6 +98,7 @@ def _peek(arguments: list[str]) -> Card:
         record = read_run_record(seen["resume"])
         return card_of(record["options"].get("method", ""), source_of(record))
     source = FEEDBACK if seen.get("data") or seen.get("feedback") else DEMONSTRATIONS
+    source = EDITS if seen.get(FLAGS[EDITS].removeprefix("--")) else source
     named = [card for card in CARDS if card.name == seen.get("method")]
     fitting = [card for card in named if source in card.learns_from]
     return (fitting or named or [card_of(str(seen.get("method", "")), source)])[0]
@@ -106,7 +107,7 @@ def _peek(arguments: list[str]) -> Card:
 def _methods_help() -> str:
     """The methods by what they learn from, each with a few words."""
     parts = []
-    for source, flag in ((DEMONSTRATIONS, "--demos"), (FEEDBACK, "--data")):
+    for source, flag in ((DEMONSTRATIONS, "--demos"), (FEEDBACK, "--data"), (EDITS, "--edits")):
         cards = [card_of(name, source) for name in method_names(source)]
         listed = ", ".join(f"{card.name} ({card.help})" for card in cards)
         parts.append(f"from {flag}: {listed}")

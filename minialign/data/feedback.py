@@ -13,7 +13,8 @@ trained on without an end token. Whatever is wrong is one line that names the fi
 what to do.
 
 Preference pairs, JSON Lines of {"prompt", "chosen", "rejected"}, become the same data with nothing
-outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`.
+outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`. So do edits, lines of
+{"prompt", "draft", "final"}, by their `final` and their `draft`.
 """
 
 from __future__ import annotations
@@ -203,8 +204,8 @@ def load_preference_pairs(file: str | Path) -> FeedbackData:
     """Pairs as data without a feedback: `chosen` as revised answers, `rejected` as baselines.
 
     A line holds `prompt`, a text, or `messages`, of which the user's is the last; `chosen` and
-    `rejected`; and, optionally, `split`: `test` lines are held out. Raises InputError, naming the
-    line, for whatever is missing, empty or contradictory.
+    `rejected`, or `final` and `draft`; and, optionally, `split`: `test` lines are held out.
+    Raises InputError, naming the line, for whatever is missing, empty or contradictory.
     """
     lines = zip(read_jsonl(file), load_prompts(file), strict=True)
     pairs = tuple(
@@ -221,9 +222,10 @@ def _pair(record: dict[str, Any], messages: Messages, where: str) -> ScopeLine:
     if given[-1]["role"] != "user":
         raise InputError(f'{where}: the last of the "messages" must be the user\'s')
     split = "train" if record.get("split") is None else record["split"]
-    chosen, rejected = _answer(record, "chosen", where), _answer(record, "rejected", where)
+    better, worse = ("final", "draft") if "draft" in record else ("chosen", "rejected")
+    chosen, rejected = _answer(record, better, where), _answer(record, worse, where)
     if chosen.text == rejected.text:
-        raise InputError(f'{where}: "chosen" and "rejected" are the same: delete the line')
+        raise InputError(f'{where}: "{better}" and "{worse}" are the same: delete the line')
     return ScopeLine(messages, rejected, chosen, None, None, _split(split, where), where)
 
 

@@ -23,7 +23,7 @@ from minialign.data.files import read_jsonl
 
 Messages = list[dict[str, str]]
 # What a run can learn from.
-DEMONSTRATIONS, FEEDBACK, PAIRS = "demonstrations", "feedback", "pairs"
+DEMONSTRATIONS, FEEDBACK, PAIRS, EDITS = "demonstrations", "feedback", "pairs", "corrections"
 COMPLETION_KEYS = ("completion", "output", "response")
 # What a text without a prompt goes by.
 TEXT_KEYS = ("text", "body", "email", "e-mail", "mail", "message", "content")

@@ -67,14 +67,21 @@ BASE = None
 Scoped = Lessons[ScopedExamples]
 
 
-def train(model: CausalLM, lessons: Scoped, knobs: C3POConfig, run: Run) -> None:
+def train(
+    model: CausalLM,
+    lessons: Scoped,
+    knobs: C3POConfig,
+    run: Run,
+    referred_to: str | None = BASE,
+) -> None:
     """Trains the model's active adapter, a fresh one, in place.
 
+    DPO's reference is the adapter `referred_to`, or the base model.
     Metrics and what `--resume` needs are kept in `run`. The terms of the objective on held-out data
     are logged with the last step, as `eval/...`.
     """
     everything = Batch.of(lessons.train, knobs)
-    reference = ReferenceScores(model, BASE)
+    reference = ReferenceScores(model, referred_to)
     total_steps = knobs.steps(len(lessons.train.in_scope))
     optimizer = Optimizer(
         trainable_parameters(model),
@@ -299,7 +306,7 @@ def work(lessons: Scoped, knobs: C3POConfig, tokens: int) -> Work:
         stages=_rows(train, knobs),
         tokens=f"{read:,} tokens read",
         warnings=_equal_pairs(train, knobs),
-        shown=_shown(*train.in_scope[0], batch.pairs[0]),
+        shown=_shown(*train.in_scope[0], batch),
     )
 
 
@@ -357,13 +364,22 @@ def _equal_pairs(train: ScopedExamples, knobs: C3POConfig) -> list[str]:
     ]
 
 
-def _shown(chosen: Example, rejected: Example, trained: tuple[Example, ...]) -> list[Part]:
-    """Both answers after the one prompt, and where what is trained of them begins."""
-    after = len(chosen.prompt_ids)
-    start = len(trained[0].prompt_ids)
-    never = after + len(rejected.completion_ids)
+def _shown(chosen: Example, rejected: Example, batch: Batch) -> list[Part]:
+    """Both answers after the one prompt, and which part of each is trained on."""
+    after, trained = len(chosen.prompt_ids), [*batch.pairs[0], None]
     return [
         Part("prompt", chosen.prompt_ids, 0, after),
-        Part("chosen", chosen.completion_ids, after, start),
-        Part("rejected", rejected.completion_ids, after, start if trained[1:] else never),
+        *_answer_parts("chosen", chosen, chosen if batch.learned else trained[0]),
+        *_answer_parts("rejected", rejected, trained[1]),
     ]
+
+
+def _answer_parts(name: str, answer: Example, trained: Example | None) -> list[Part]:
+    """An answer up to where what is `trained` of it ends, and what is left."""
+    ids, after = answer.completion_ids, len(answer.prompt_ids)
+    never = after + len(ids)
+    if trained is None:
+        return [Part(name, ids, after, never)]
+    end = len(trained)
+    found = [Part(name, ids[: end - after], after, len(trained.prompt_ids))]
+    return [*found, Part(name, ids[end - after :], end, never)] if end < never else found

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minialign.data.knobs import config_from_flags, flags_of, nearest, require
-from minialign.data.records import DEMONSTRATIONS, FEEDBACK, PAIRS
+from minialign.data.records import DEMONSTRATIONS, EDITS, FEEDBACK, PAIRS
 from minialign.errors import InputError
 from minialign.methods.curves import (
     PAIR_KINDS,
@@ -37,13 +37,14 @@ from minialign.methods.curves import (
 from minialign.methods.knobs import (
     C3PO_RECIPES,
     DPO_RECIPES,
+    EDITS_RECIPES,
     RECIPES,
     DittoConfig,
     MethodKnobs,
 )
 
 __all__ = ["UNSEEN", "Card", "Curve", "Overlay", "PairKind", "Stage"]
-FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data"}
+FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data", EDITS: "--edits"}
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,18 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         unread=("beta",),
         scoped=True,
         color=6,
+    ),
+    _from_feedback(
+        "edits",
+        "Edits",
+        "final over draft where they differ",
+        # Once it is read, a file of edits is a file of pairs.
+        learns_from=(PAIRS, EDITS),
+        recipes=EDITS_RECIPES,
+        module="minialign.methods.edits",
+        fixed={"loss": "dpo", "changed_span": True, **_NO_CONSTRAINT},
+        unread=_HOW_CONSTRAINED,
+        color=3,
     ),
 ]
 

@@ -313,3 +313,9 @@ DPO_RECIPES = {
     "paper": C3PO_PAPER,
     "laptop": dataclasses.replace(C3PO_LAPTOP, learning_rate=1e-4),
 }
+
+# A few edits, with the final texts' likelihood beside DPO.
+EDITS_RECIPES = {
+    "paper": dataclasses.replace(C3PO_PAPER, nll_weight=1.0),
+    "laptop": dataclasses.replace(C3PO_LAPTOP, learning_rate=3e-4, nll_weight=1.0),
+}

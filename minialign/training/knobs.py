@@ -29,6 +29,9 @@ class TrainOptions:
         "once, with commas between; or preference pairs, JSON Lines of {prompt, chosen, rejected}, "
         "for dpo and sft",
     )
+    edits: str = knob(
+        "", "what /edit of sample.py --chat kept: JSON Lines of {prompt, draft, final}"
+    )
     feedback: str = knob(
         "",
         "or a sentence, of which such a folder is made first, by the model that is trained: "
