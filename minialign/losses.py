@@ -154,6 +154,28 @@ def _log_odds(logps: Tensor) -> Tensor:
     return logps - (-logps.expm1()).log()
 
 
+def top_divergence(logits: Tensor, teacher_logits: Tensor, top: int) -> Tensor:
+    """KL(student || teacher) over the student's likeliest tokens, all others counting as one.
+
+        kl = sum_(v in top) q_v log(q_v / p_v) + Q log(Q / P),   Q, P: what is left of each
+
+    For on-policy distillation (arXiv 2601.19897). It is at most the whole divergence, and equal to
+    it where `top` holds the whole vocabulary.
+
+    Args:
+        logits, teacher_logits: (N, V); the teacher's get no gradient.
+        top: how many tokens stand for themselves.
+    Returns: (N,), differentiable in `logits`.
+    """
+    log_q, log_p = logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    places = log_q.topk(min(top, log_q.shape[-1]), -1).indices
+    log_q, log_p = log_q.gather(-1, places), log_p.gather(-1, places)
+    # Nothing is left where all tokens are among the likeliest, but for rounding.
+    rest_q, rest_p = ((1 - x.exp().sum(-1)).clamp(min=1e-7) for x in (log_q, log_p))
+    kl: Tensor = (log_q.exp() * (log_q - log_p)).sum(-1)
+    return kl + rest_q * (rest_q / rest_p).log()
+
+
 def spin_loss(
     policy_real_logps: Tensor,
     policy_generated_logps: Tensor,

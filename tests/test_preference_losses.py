@@ -1,4 +1,4 @@
-"""What stands in for DPO's loss, in value and slope, against numbers worked out by hand."""
+"""What stands in for DPO's loss, and a teacher's divergence, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from minialign.losses import ipo_loss, orpo_loss, simpo_loss
+from minialign.losses import ipo_loss, orpo_loss, simpo_loss, top_divergence
 
 
 def t(*values: float) -> Tensor:
@@ -70,3 +70,25 @@ def test_a_text_that_is_certain_has_no_infinite_odds() -> None:
     found.losses.sum().backward()
     assert found.losses.isfinite().all() and chosen.grad is not None
     assert chosen.grad.tolist() == [-0.5]
+
+
+def test_a_divergence_of_all_tokens_and_of_the_likeliest() -> None:
+    """The student has (1/2, 1/4, 1/4), the teacher (1/4, 1/4, 1/2).
+
+    All: 1/2 log 2 + 0 + 1/4 log 1/2 = 1/4 log 2, with slopes q (log q/p - kl) in the logits.
+    The likeliest: 1/2 log 2 + 1/2 log(1/2 : 3/4) = 1/2 log 4/3; with d kl / dQ = log 2 - log 2/3
+    and dQ / dz = (1/4, -1/8, -1/8).
+    """
+    teacher = t(0.25, 0.25, 0.5).log()[None].requires_grad_()
+    two, three = math.log(2), math.log(3)
+    for top, value, slopes in (
+        (3, two / 4, (3 / 8 * two, -two / 16, -5 / 16 * two)),
+        (20, two / 4, (3 / 8 * two, -two / 16, -5 / 16 * two)),
+        (1, math.log(4 / 3) / 2, (three / 4, -three / 8, -three / 8)),
+    ):
+        logits = (t(0.5, 0.25, 0.25).log() + 7)[None].requires_grad_()
+        found = top_divergence(logits, teacher, top)
+        torch.testing.assert_close(found.detach(), t(value), rtol=1e-6, atol=1e-6)
+        found.sum().backward()
+        torch.testing.assert_close(logits.grad, t(*slopes)[None], rtol=1e-6, atol=1e-6)
+    assert teacher.grad is None

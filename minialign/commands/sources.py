@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from minialign.data.alike import near_duplicates
 from minialign.data.feedback import (
+    SCOPES,
     FeedbackData,
     data_paths,
     flag_for_test,
@@ -35,6 +36,7 @@ from minialign.data.records import (
     training_split,
 )
 from minialign.errors import InputError
+from minialign.feedback.questions import in_context
 from minialign.methods.lessons import Lessons
 from minialign.policy.encode import ScopedExamples, encode_demonstration, encode_feedback
 from minialign.training.knobs import TrainOptions
@@ -201,9 +203,20 @@ class Scopes:
 
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         train, warnings = encode_feedback(self.data, "train", tokenizer, limit)
+        train = dataclasses.replace(train, told=self._told(tokenizer))
         held_out: ScopedExamples = encode_feedback(self.data, "test", tokenizer, limit)[0]
         longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
         return Lessons(train, held_out), longest, warnings
+
+    def _told(self, tokenizer: Tokenizer) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """The training prompts of every scope, each also with the sentence of feedback in it."""
+        feedback = self.data.feedback
+        lines = [e for scope in SCOPES for e in self.data.examples(scope, "train") if feedback]
+        encode = tokenizer.encode_prompt
+        return tuple(
+            (tuple(encode(line.messages)), tuple(encode(in_context(feedback, line.prompt))))
+            for line in lines
+        )
 
     def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
         if self.data.feedback:

@@ -44,6 +44,7 @@ from minialign.evaluation.names import BASE
 from minialign.evaluation.tables import contest_table, side_by_side
 from minialign.evaluation.texts import new_names, repetition, text_figures
 from minialign.methods.cards import warm_starts
+from minialign.methods.knobs import DittoConfig
 from minialign.model.transformer import CausalLM
 from minialign.policy.encode import encode_demonstration
 from minialign.policy.knobs import SamplingConfig
@@ -218,7 +219,7 @@ def _figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, dic
         policies,
         held_out,
         _own_answers(policies, held_out, answers),
-        beta=voice.knobs["beta"],
+        beta=voice.knobs.get("beta", DittoConfig.beta),
         max_tokens=options.micro_batch_tokens,
     )
     ordinary = _ordinary_answers(model, tokenizer, options) if options.general else []

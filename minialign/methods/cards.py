@@ -27,6 +27,8 @@ from minialign.methods.curves import (
     Overlay,
     PairKind,
     Stage,
+    distil_curves,
+    distil_overlays,
     preference_curves,
     preference_overlays,
     scoped_curves,
@@ -36,6 +38,7 @@ from minialign.methods.curves import (
 )
 from minialign.methods.knobs import (
     C3PO_RECIPES,
+    DISTIL_RECIPES,
     DPO_RECIPES,
     EDITS_RECIPES,
     RECIPES,
@@ -115,6 +118,10 @@ def _scoped(title: str) -> Stage:
     return Stage("c3po", title, scoped_curves, scoped_overlays)
 
 
+def _distilled(name: str, title: str) -> Stage:
+    return Stage(name, title, distil_curves, distil_overlays, ("max_steps",))
+
+
 def _from_feedback(name: str, title: str, help: str, **settings: Any) -> Card:
     common = {"learns_from": (FEEDBACK, PAIRS), "module": "minialign.methods.c3po"}
     return Card(
@@ -171,6 +178,16 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         },
         color=4,
     ),
+    Card(
+        name="sdft",
+        title="SDFT",
+        help="the model's own answers, held to those that it would give if shown the texts",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=DISTIL_RECIPES,
+        stages=(_distilled("sdft", "SDFT"),),
+        module="minialign.methods.sdft",
+        color=6,
+    ),
     _from_feedback(
         "c3po",
         "C3PO",
@@ -217,6 +234,17 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         module="minialign.methods.edits",
         fixed={"loss": "dpo", "changed_span": True, **_NO_CONSTRAINT},
         unread=_HOW_CONSTRAINED,
+        color=3,
+    ),
+    Card(
+        name="context-distillation",
+        title="Context distillation",
+        help="the sentence from the prompt into the weights",
+        learns_from=(FEEDBACK,),
+        recipes=DISTIL_RECIPES,
+        stages=(_distilled("context-distillation", "Context distillation"),),
+        module="minialign.methods.context_distillation",
+        unread=("shown",),
         color=3,
     ),
 ]

@@ -109,6 +109,18 @@ def preference_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
     )
 
 
+def distil_curves(knobs: Json, source: str) -> tuple[Curve, ...]:
+    return (
+        Curve("loss", "nats per token", (("loss", "divergence from the teacher", 2),)),
+        Curve("unseen texts", "nats per token", ((UNSEEN, "unseen texts", 3),)),
+        Curve("ended", "answers that ended by themselves", (("ended", "ended", 1),), percent=True),
+    )
+
+
+def distil_overlays(knobs: Json, source: str) -> tuple[Overlay, ...]:
+    return (Overlay("loss", "Divergence from the teacher", "nats per token"),)
+
+
 PAIR_KINDS = (
     PairKind("expert", "expert", "demonstration over newest answer", 2),
     PairKind("replay", "replay", "demonstration over older answer", 1),

@@ -158,14 +158,8 @@ class DittoConfig:
         return -(-self.max_steps // self.resample_every)
 
     def fitted(self, longest: int) -> DittoConfig:
-        """max_new_tokens = 0 stands for what the demonstrations need, with a quarter to spare.
-
-        `longest` is the number of tokens of the longest one.
-        """
-        if self.sampling.max_new_tokens:
-            return self
-        sampling = dataclasses.replace(self.sampling, max_new_tokens=longest + longest // 4)
-        return dataclasses.replace(self, sampling=sampling)
+        """max_new_tokens = 0 stands for what the demonstrations need."""
+        return dataclasses.replace(self, sampling=self.sampling.fitted(longest))
 
 
 # Knobs that some values of `loss` alone read.
@@ -275,6 +269,56 @@ class C3POConfig:
         return math.ceil(self.epochs * pairs / min(self.pairs_per_step, pairs))
 
 
+@dataclass(frozen=True)
+class DistilConfig:
+    """On-policy distillation from the same model, which is shown more (arXiv 2601.19897)."""
+
+    lora: LoRAConfig = knobs(LoRAConfig(dropout=0.0), "lora_", subject="the adapter")
+    sampling: SamplingConfig = knobs(
+        SamplingConfig(max_new_tokens=0), "", subject="how answers are drawn"
+    )
+    max_steps: int = knob(60, "steps at most", subject="how it learns")
+    prompts_per_step: int = knob(4, "prompts that are answered in a step")
+    samples_per_prompt: int = knob(2, "answers to each of them")
+    shown: int = knob(3, "demonstrations that the teacher sees, the prompt's own among them")
+    top_tokens: int = knob(
+        20, "likeliest tokens by which policy and teacher are compared; the others count as one"
+    )
+    learning_rate: float = knob(1e-5, "learning rate, constant after its warm-up")
+    warmup_ratio: float = knob(0.1, "share of the steps that warm up")
+    max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm")
+    weight_decay: float = knob(0.0, "AdamW's weight decay")
+    max_length: int = knob(2048, "tokens at most; demonstrations that do not fit are not shown")
+
+    def __post_init__(self) -> None:
+        require(
+            self.lora.dropout == 0,
+            f"lora_dropout must be 0, not {self.lora.dropout}: answers are learned as drawn",
+        )
+        for name in ("prompts_per_step", "samples_per_prompt", "shown", "top_tokens"):
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}"
+            )
+        for name in ("max_steps", "weight_decay"):
+            require(
+                getattr(self, name) >= 0, f"{name} must not be negative, not {getattr(self, name)}"
+            )
+        for name in ("learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
+        require(
+            0 <= self.warmup_ratio <= 1, f"warmup_ratio must lie in [0, 1], not {self.warmup_ratio}"
+        )
+        require(self.max_length >= 16, f"max_length must be at least 16, not {self.max_length}")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        return {}
+
+    def fitted(self, longest: int) -> DistilConfig:
+        """As DITTO's: max_new_tokens = 0 stands for what the texts need."""
+        return dataclasses.replace(self, sampling=self.sampling.fitted(longest))
+
+
 PAPER = DittoConfig()
 
 # Chosen by measurement on development authors; benchmarks/ditto_study.md has what was tried.
@@ -318,4 +362,16 @@ DPO_RECIPES = {
 EDITS_RECIPES = {
     "paper": dataclasses.replace(C3PO_PAPER, nll_weight=1.0),
     "laptop": dataclasses.replace(C3PO_LAPTOP, learning_rate=3e-4, nll_weight=1.0),
+}
+
+DISTIL_PAPER = DistilConfig()
+DISTIL_RECIPES = {
+    "paper": DISTIL_PAPER,
+    "laptop": DistilConfig(
+        lora=LoRAConfig(rank=32, alpha=64.0, dropout=0.0),
+        sampling=SamplingConfig(max_new_tokens=0),
+        max_steps=30,
+        learning_rate=3e-4,
+        max_length=1024,
+    ),
 }

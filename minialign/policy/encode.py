@@ -58,6 +58,8 @@ class ScopedExamples:
     in_scope: tuple[tuple[Example, Example], ...]  # (revised, baseline), of one prompt
     near_scope: tuple[Example, ...]  # the base model's own answers
     out_of_scope: tuple[Example, ...]
+    # every prompt, and the same with the feedback in it
+    told: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 
 
 # ---- token ids ----

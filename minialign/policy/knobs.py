@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from minialign.data.knobs import knob, require
@@ -49,6 +50,11 @@ class SamplingConfig:
     cache_gb: float = knob(
         8.0, "keys and values held at most, in GB: where they are more, fewer rows are written"
     )
+
+    def fitted(self, longest: int) -> SamplingConfig:
+        """max_new_tokens = 0 stands for `longest` tokens, with a quarter to spare."""
+        new = self.max_new_tokens or longest + longest // 4
+        return dataclasses.replace(self, max_new_tokens=new)
 
     def __post_init__(self) -> None:
         require(

@@ -34,7 +34,7 @@ def score(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
     if not packed.targets:
         return torch.zeros(len(sequences), device=model.device)
     targets = torch.tensor(packed.targets, device=model.device)
-    logps = model.lm_head.through(linear_logps, _predictors(model, packed), targets)
+    logps = model.lm_head.through(linear_logps, predictors(model, packed), targets)
     return packed.sums(logps)
 
 
@@ -54,12 +54,12 @@ def divergence(
     if not packed.targets:
         return torch.zeros(len(sequences), device=model.device)
     with reference_policy(model, reference):
-        theirs = _predictors(model, packed)
-    ours = _predictors(model, packed)
+        theirs = predictors(model, packed)
+    ours = predictors(model, packed)
     return packed.sums(model.lm_head.through(_head_kl, ours, theirs, temperature))
 
 
-def _predictors(model: CausalLM, packed: Packed) -> Tensor:
+def predictors(model: CausalLM, packed: Packed) -> Tensor:
     """The hidden states that predict `packed.targets`, (N, D)."""
     device = model.device
     attend = PackedAttention(packed.segments, model.config.windows, device)
