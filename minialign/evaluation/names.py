@@ -3,3 +3,5 @@
 BASE, FEW_SHOT = "base", "few-shot"
 AGAIN = "base, again"
 IN_CONTEXT, COT = "in-context", "in-context + CoT"
+# What the method was to learn: the revised answer in scope, elsewhere the base model's own.
+REVISION = "revision"

@@ -27,23 +27,21 @@ from minialign.data.feedback import (
     SCOPES,
     FeedbackData,
     ScopeLine,
-    data_paths,
-    load_data,
-    load_feedback_data,
 )
-from minialign.data.records import DEMONSTRATIONS, PAIRS, Example, Messages
+from minialign.data.records import Example, Messages
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Answers, Contestant, Entry
 from minialign.evaluation.judges import MODEL, QUALITY
 from minialign.evaluation.judges.model import ModelJudge, Rating
 from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar
-from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
+from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT, REVISION
+from minialign.evaluation.scope_checks import check_sources, check_unseen, data_to_test
 from minialign.model.transformer import CausalLM
 from minialign.policy.encode import encode_answer, encode_feedback
 from minialign.policy.measure import drift, nats_per_token
 from minialign.policy.reference import reference_policy
-from minialign.training.folder import adapter_folder, source_of
+from minialign.training.folder import adapter_folder
 from minialign.weights.tokenizer import Tokenizer
 
 Scorer = Callable[[list[tuple[str, str, str]]], list[float | None]]  # (prompt, baseline, answer)
@@ -233,15 +231,15 @@ class Scopes:
         records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Scopes:
-        _check_sources(folders, records, options)
+        check_sources(folders, records, options)
         if QUALITY in options.judges:
             raise InputError(
                 f"--judges {QUALITY}: compares answers to a person's prompts: leave it out for a "
                 "run that learned from feedback"
             )
-        data = _test_data(folders[0], options.test or records[0]["options"]["data"], options)
+        data = data_to_test(folders[0], options.test or records[0]["options"]["data"], options)
         for run, record in zip(folders, records, strict=True):
-            _check_unseen(data, run, record["options"]["data"])
+            check_unseen(data, run, record["options"]["data"])
         written = _written_answers(data)
         entries = [*map(Entry, written), Entry(AGAIN)]
         for run, record in zip(folders, records, strict=True):
@@ -318,6 +316,8 @@ def _by_scope(data: FeedbackData, answers: Answers) -> Column:
 def _written_answers(data: FeedbackData) -> dict[str, tuple[tuple[str, ...], ...]]:
     """Rivals that train nothing, as they stand in the data: an answer a test prompt.
 
+    The teacher's revision is what could be reached at best.
+
     One of which any test prompt has no answer is left out.
     """
     examples = [example for scope in SCOPES for example in data.examples(scope, "test")]
@@ -326,75 +326,6 @@ def _written_answers(data: FeedbackData) -> dict[str, tuple[tuple[str, ...], ...
         texts = [getattr(example, field) for example in examples]
         if all(texts):
             found[name] = tuple((text,) for text in texts)
+    # Outside the scope there was nothing to revise.
+    found[REVISION] = tuple(((e.revised or e.baseline).text,) for e in examples)
     return found
-
-
-def _check_sources(
-    folders: Sequence[Path], records: Sequence[dict[str, Any]], options: EvaluateOptions
-) -> None:
-    """Raises InputError unless all learned from one feedback."""
-    usual = records[0]["options"]["data"]
-    for run, record in zip(folders, records, strict=True):
-        if source_of(record) == DEMONSTRATIONS:
-            raise InputError(f"{run}: learned from demonstrations: evaluate it by itself")
-        if source_of(record) == PAIRS:
-            raise InputError(
-                f"{run}: learned from preference pairs, which have no scope to score: its "
-                "report.html has the held-out pairs' figures, and --compare puts runs side by side"
-            )
-        data = record["options"]["data"]
-        if not options.test and not _same(data, usual):
-            raise InputError(
-                f"{run}: has another data than {folders[0]} ({data}, {usual}): evaluate them one "
-                "by one, or name one with --test"
-            )
-
-
-def _test_data(run: Path, folder: str, options: EvaluateOptions) -> FeedbackData:
-    if len(joined := data_paths(folder)) > 1:
-        raise InputError(
-            f"{run}: learned from several feedbacks: choose which to test with "
-            f"--test {joined[0]} or another"
-        )
-    data = load_feedback_data(folder)
-    for scope in SCOPES:
-        if not data.examples(scope, "test"):
-            raise InputError(
-                f'{folder}/{scope}.jsonl: no prompt to test on: give some lines the split "test"'
-            )
-    if MODEL not in options.judges and not data.checks:
-        raise InputError(
-            f"{folder}/feedback.json: has no check, so a model must judge: "
-            "--judges model --judge-model NAME [--judge-url URL]"
-        )
-    return data
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two runs have one data; folders are the same however they are written."""
-    return one == other or [p.resolve() for p in data_paths(one)] == [
-        p.resolve() for p in data_paths(other)
-    ]
-
-
-def _check_unseen(data: FeedbackData, run: Path, learned_from: str) -> None:
-    """Raises InputError where a prompt to test on is one that the run was trained on.
-
-    Nothing is known where the run's data is no longer there.
-    """
-    try:
-        learned = load_data(learned_from)
-    except InputError:
-        return
-    known = {
-        example.prompt.strip(): example.source
-        for scope in SCOPES
-        for example in learned.examples(scope, "train")
-    }
-    for scope in SCOPES:
-        for example in data.examples(scope, "test"):
-            if source := known.get(example.prompt.strip()):
-                raise InputError(
-                    f"{example.source}: a prompt to test on must be new, {run} was trained on it "
-                    f"({source}): choose another --test, or delete the line"
-                )

@@ -18,12 +18,17 @@ from safetensors.torch import load_file
 from minialign.data.feedback import SCOPES, load_feedback_data
 from minialign.data.records import FEEDBACK
 from minialign.methods.cards import CARDS
-from minialign.methods.knobs import C3PO_LAPTOP
+from minialign.methods.knobs import C3PO_LAPTOP, C3POConfig
 from minialign.policy.knobs import EVERY_LINEAR
 from minialign.training.run import Run
 
 GOING_ON = ("--data", "data/sam", "--model", "toy", "--epochs", "2", "--pairs-per-step", "2")
-METHODS = {card.name: card for card in CARDS if FEEDBACK in card.learns_from}
+# Those of C3PO's loop.
+METHODS = {
+    card.name: card
+    for card in CARDS
+    if FEEDBACK in card.learns_from and card.knobs_class is C3POConfig
+}
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +220,7 @@ def test_a_knob_that_the_method_never_reads_is_refused(
     method: str, knob: str, workplace: Path
 ) -> None:
     flag = "--" + knob.replace("_", "-")
-    value = {"beta": "3", "constraint": "kl", "constraint_reduction": "sum"}[knob]
+    value = {"constraint": "kl", "constraint_reduction": "sum"}.get(knob, "3")
     outcome = train_toy(workplace, "--method", method, flag, value, "--out", "runs/unread")
     assert outcome.code == 2
     assert outcome.err == f"train.py: --method {method} makes no use of {flag}: leave it out\n"
@@ -259,7 +264,7 @@ def test_every_method_is_scored_by_scope_as_counted_by_hand(workplace: Path) -> 
     assert outcome.code == 0, outcome.err
     assert "Sign as Sam" in outcome.out and "own check: ends_with" in outcome.out
     found = json.loads((workplace / "runs" / next(iter(METHODS)) / "evaluation.json").read_text())
-    names = {"in-context", "in-context + CoT", "base, again", *METHODS}
+    names = {"in-context", "in-context + CoT", "revision", "base, again", *METHODS}
     assert set(found["methods"]) == names
     for name in names:
         scores: dict[str, list[float]] = {}
@@ -276,6 +281,8 @@ def test_every_method_is_scored_by_scope_as_counted_by_hand(workplace: Path) -> 
         assert method["s_out"]["value"] == pytest.approx(s_out)
         assert method["overall"] == pytest.approx((s_in + 1 - s_out) / 2)
     assert found["methods"]["in-context"]["s_in"]["value"] == 1
+    revision = found["methods"]["revision"]
+    assert (revision["s_in"]["value"], revision["s_out"]["value"]) == (1, 0)
     assert found["methods"]["in-context"]["overall"] == pytest.approx(0.5)
     assert found["methods"]["base, again"]["drift"] == 0
     assert all(found["methods"][method]["drift"] > 0 for method in METHODS)

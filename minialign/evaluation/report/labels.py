@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from minialign.evaluation.names import AGAIN, BASE, COT, FEW_SHOT, IN_CONTEXT
+from minialign.evaluation.names import AGAIN, BASE, COT, FEW_SHOT, IN_CONTEXT, REVISION
 from minialign.evaluation.report.run_files import RunFiles
 from minialign.methods.cards import color_of, title_of, warm_starts
 
 # What no method trained has no card.
-NAMES = {BASE: "base model", AGAIN: "base model, again"}
-COLORS = {BASE: 0, AGAIN: 0, FEW_SHOT: 3, IN_CONTEXT: 3, COT: 7}
+NAMES = {BASE: "base model", AGAIN: "base model, again", REVISION: "the revision itself"}
+COLORS = {BASE: 0, AGAIN: 0, FEW_SHOT: 3, IN_CONTEXT: 3, COT: 7, REVISION: 1}
 OTHER_COLOR = 5
 
 

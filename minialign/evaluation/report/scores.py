@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from minialign.evaluation.judges.winrates import SURE
-from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
+from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT, REVISION
 from minialign.evaluation.report.run_files import Json, RunFiles, figure
 
 LABELS = {"s_in": "S_in", "s_near": "S_near", "s_far": "S_far", "s_out": "S_out"}
@@ -77,7 +77,7 @@ def scores_of(run: RunFiles, method: str) -> dict[str, Score]:
 def method_of(run: RunFiles) -> str:
     """The method that the run is about, as its evaluation calls it."""
     # a run's folder may be called like one of them
-    rivals = (IN_CONTEXT, COT, AGAIN)
+    rivals = (IN_CONTEXT, COT, REVISION, AGAIN)
     trained = [name for name in run.evaluation.get("methods", {}) if name not in rivals]
     known = [name for name in (run.name, run.method) if name in trained]
     return [*known, *trained, run.method][0]
