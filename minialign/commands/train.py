@@ -14,7 +14,18 @@ from minialign.training.knobs import TrainOptions
 PROGRAM = "train.py"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
-    *("method", "demos", "data", "feedback", "out", "model", "prompt", "resume", "overwrite"),
+    *(
+        "method",
+        "demos",
+        "data",
+        "votes",
+        "feedback",
+        "out",
+        "model",
+        "prompt",
+        "resume",
+        "overwrite",
+    ),
     "inspect",
 )
 
@@ -70,7 +81,7 @@ def _peek(arguments: list[str]) -> Card:
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("--method", "--data", "--feedback", "--resume"):
+    for name in ("--method", "--data", "--votes", "--feedback", "--resume"):
         peek.add_argument(name, default="")
     seen, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
@@ -78,7 +89,7 @@ def _peek(arguments: list[str]) -> Card:
     if seen.resume:
         record = read_run_record(seen.resume)
         return card_of(record["options"].get("method", ""), source_of(record))
-    source = FEEDBACK if seen.data or seen.feedback else DEMONSTRATIONS
+    source = FEEDBACK if seen.data or seen.votes or seen.feedback else DEMONSTRATIONS
     named = [card for card in CARDS if card.name == seen.method]
     fitting = [card for card in named if source in card.learns_from]
     return (fitting or named or [card_of(seen.method, source)])[0]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from minialign.data.knobs import knob, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import MODEL, OFFLINE, check_judge
+from minialign.evaluation.judges import MODEL, OFFLINE, VOTES, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
@@ -25,6 +25,11 @@ class EvaluateOptions:
     judges: tuple[str, ...] = knob(
         OFFLINE,
         f"who judges: {', '.join(OFFLINE)} (all offline), {MODEL} (--judge-model, --judge-url)",
+    )
+    votes: str = knob(
+        "",
+        "the person's votes, from `minialign blind RUN`, judge too; alone, of the answers that RUN "
+        "was evaluated with, at once",
     )
     test: str = knob(
         "",
@@ -60,6 +65,7 @@ class EvaluateOptions:
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
             check_judge(judge)
+        require(bool(self.votes) or VOTES not in self.judges, "--judges votes needs --votes FILE")
         wants_model = MODEL in self.judges
         require(
             wants_model == bool(self.judge_model),

@@ -24,6 +24,7 @@ from minialign.data.records import (
     load_demonstrations,
     training_split,
 )
+from minialign.data.votes import Vote, read_votes
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     Answers,
@@ -34,7 +35,7 @@ from minialign.evaluation.contestants import (
     held_out_sequences,
     prompt_limit,
 )
-from minialign.evaluation.judges import JUDGES, module_of
+from minialign.evaluation.judges import JUDGES, VOTES, module_of
 from minialign.evaluation.judges.verdicts import Judgement, Trial, judgement_of
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar, writing
@@ -73,6 +74,7 @@ class VoiceResults:
         """The prompts, everybody's figures and answers, the judges."""
         return {
             "prompts": [d.prompt for d in self.held_out],
+            "messages": [d.messages for d in self.held_out],
             "texts": [d.completion for d in self.held_out],
             "contestants": {
                 name: {
@@ -102,6 +104,7 @@ class Voice:
     entries: list[Entry]
     others: list[str]
     written: dict[str, tuple[tuple[str, ...], ...]]  # the answers of those that come with a file
+    votes: list[Vote]
 
     @classmethod
     def of(
@@ -127,6 +130,7 @@ class Voice:
             entries,
             _other_texts(options.others),
             {e.name: answers_from_file(e.file, prompts) for e in entries if e.file},
+            read_votes(options.votes) if options.votes else [],
         )
 
     @property
@@ -268,8 +272,10 @@ def _judged(voice: Voice, hall: Hall) -> list[Judgement]:
         hall.teacher,
         writing,
         _asking,
+        voice.votes,
     )
-    judges = (module_of(name).build(trial) for name in JUDGES if name in hall.options.judges)
+    asked = {*hall.options.judges, *([VOTES] if hall.options.votes else [])}
+    judges = (module_of(name).build(trial) for name in JUDGES if name in asked)
     return [judgement_of(judge, texts, hall.options.seed) for judge in judges]
 
 

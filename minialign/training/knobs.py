@@ -28,7 +28,12 @@ class TrainOptions:
         "or a sentence, of which such a folder is made first, by the model that is trained: "
         "sample.py --feedback has more to choose",
     )
-    init_adapter: str = knob("", "go on from this run's or folder's adapter (with --data)")
+    votes: str = knob(
+        "", "or a person's votes, from `minialign blind`, as preference pairs, for dpo and sft"
+    )
+    init_adapter: str = knob(
+        "", "go on from this run's or folder's adapter (with --data or --votes)"
+    )
     out: str = knob("", "run folder; by default runs/NAME of --demos or --data")
     model: str = knob(
         "",

@@ -12,12 +12,14 @@ from minialign.data.knobs import nearest, require
 
 OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
 MODEL = "model"  # the judge that asks a model, which must be named
+VOTES = "votes"  # the person, whose votes are read from a file
 JUDGES: dict[str, str] = {  # name -> module
     "panel": "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
     "character": "minialign.evaluation.judges.by_character",
     "delta": "minialign.evaluation.judges.by_delta",
     MODEL: "minialign.evaluation.judges.model",
+    VOTES: "minialign.evaluation.judges.votes",
 }
 
 
