@@ -17,19 +17,8 @@ from minialign.evaluation.knobs import EvaluateOptions
 
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
 FIRST = (
-    *(
-        "against",
-        "judges",
-        "votes",
-        "test",
-        "n",
-        "others",
-        "judge_model",
-        "judge_url",
-        "compare",
-        "show",
-    ),
-    "seed",
+    *("against", "judges", "votes", "test", "n", "others", "judge_model", "judge_url", "compare"),
+    *("show", "seed"),
 )
 
 

@@ -14,19 +14,8 @@ from minialign.training.knobs import TrainOptions
 PROGRAM = "train.py"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
-    *(
-        "method",
-        "demos",
-        "data",
-        "votes",
-        "feedback",
-        "out",
-        "model",
-        "prompt",
-        "resume",
-        "overwrite",
-    ),
-    "inspect",
+    *("method", "demos", "data", "votes", "feedback", "out", "model", "prompt"),
+    *("resume", "overwrite", "inspect"),
 )
 
 

@@ -57,7 +57,7 @@ def test_a_prompt_counts_once_however_many_votes_it_has() -> None:
 
 
 def test_a_voter_at_random_is_told_so() -> None:
-    """The interval of 40 coins holds a half in about 95 of 100 cases, and is no wider than it is."""
+    """The interval of 40 coins holds a half in about 95 of 100 cases."""
     covered = []
     for seed in range(60):
         chance = random.Random(seed)
