@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import evaluate, feedback, fetch, main, sample, sweep, train
+from minialign.commands import blind, evaluate, feedback, fetch, main, sample, sweep, train
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
@@ -143,6 +143,8 @@ def parse_command(line: str) -> None:
         sample.parse(arguments)
     elif name == "evaluate":
         config_from_flags(EvaluateOptions(), evaluate.parse(arguments)[1])
+    elif name == "blind":
+        blind.parse(arguments)
     elif name == "feedback":
         parse_feedback(arguments)
     elif arguments:

@@ -41,13 +41,16 @@ class BlindOptions:
         require(not (self.serve and self.out), "--serve writes no page: leave out --out")
 
 
-def main(arguments: list[str]) -> None:
+def parse(arguments: list[str]) -> tuple[Path, BlindOptions]:
     parser = OneLineParser("minialign blind", DESCRIPTION, arguments)
     parser.add_argument("run", type=Path, help="run folder", metavar="RUN")
     add_flags(parser, BlindOptions, "options [default]", BlindOptions(), first=FIRST)
     given = parser.parse(arguments)
-    folder: Path = given.pop("run")
-    options = config_from_flags(BlindOptions(), given)
+    return given.pop("run"), config_from_flags(BlindOptions(), given)
+
+
+def main(arguments: list[str]) -> None:
+    folder, options = parse(arguments)
     from minialign.evaluation.blind import make_blind
 
     blind = make_blind(folder, options.against, options.pairs, options.seed, options.person)

@@ -121,6 +121,8 @@ class Voice:
         for record in (*records[1:], *others):
             if demos := record["options"]["demos"]:  # else it learned from feedback
                 check_held_out(training_split(load_demonstrations(demos)), held_out)
+            if file := record["options"].get("votes"):
+                _check_unvoted(file, held_out)
         entries = entries_of(folders, records, options.against)
         prompts = [d.prompt for d in held_out]
         return cls(
@@ -170,6 +172,17 @@ def _held_out(
         )
     check_held_out(training_split(learned), held_out)
     return held_out
+
+
+def _check_unvoted(file: str, held_out: list[Demonstration]) -> None:
+    """Raises InputError where a run learned from votes on a prompt that is to be judged by."""
+    voted = {vote.prompt for vote in read_votes(file)}
+    for demonstration in held_out:
+        if demonstration.prompt in voted:
+            raise InputError(
+                f"{demonstration.source}: a run learned from votes on this prompt ({file}): judge "
+                "it by new ones: --test FILE.jsonl"
+            )
 
 
 def _other_texts(file: str) -> list[str]:

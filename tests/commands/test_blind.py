@@ -265,6 +265,19 @@ def test_a_run_learns_from_the_votes(workplace: Path, method: str) -> None:
     assert "votes.jsonl" in (workplace / out / "report.html").read_text("utf-8")
 
 
+def test_a_run_is_not_judged_by_prompts_whose_votes_it_learned_from(workplace: Path) -> None:
+    """It is by new ones, beside the run that it began with."""
+    flags = ("--method", "sft", "--votes", "votes.jsonl", "--init-adapter", "runs/demos")
+    assert call(train, *flags, "--model", "toy", "--epochs", "1", cwd=workplace).code == 0
+    both = ("runs/demos", "runs/demos-votes", *FAST, "--against", "base")
+    outcome = call(evaluate, *both, cwd=workplace)
+    assert outcome.code == 2 and "a run learned from votes on this prompt" in outcome.err
+    write_jsonl(workplace / "new.jsonl", [{"prompt": "Ask anew.", "completion": "Sam? Kim"}])
+    outcome = call(evaluate, *both, "--test", "new.jsonl", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    assert list(evaluation(workplace)["contestants"])[-1] == "demos-votes"
+
+
 def test_votes_go_with_no_other_source(workplace: Path) -> None:
     votes = ("--method", "dpo", "--votes", "votes.jsonl")
     for flags, said in (
