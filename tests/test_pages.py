@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import blind, evaluate, feedback, fetch, main, sample, sweep, train
+from minialign.commands import blind, evaluate, feedback, fetch, job, main, sample, sweep, train
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
@@ -23,6 +23,7 @@ from minialign.evaluation.knobs import EvaluateOptions
 from minialign.feedback.knobs import PipelineConfig
 from minialign.methods.cards import CARDS
 from minialign.methods.knobs import C3PO_RECIPES, DPO_RECIPES, RECIPES
+from minialign.policy.knobs import LoRAConfig
 
 BENCHMARKS = ROOT / "benchmarks"
 GUIDES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -155,7 +156,9 @@ def parse_command(line: str) -> None:
 def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with the runs and files that the pages speak of, in which nothing is made."""
     run = tmp_path / "runs" / "emails"
-    run.mkdir(parents=True)
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(job, "lora_of", lambda folder: LoRAConfig())
     (run / "config.json").write_text(json.dumps({"options": {"method": "ditto"}, "knobs": {}}))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

@@ -38,10 +38,11 @@ def with_agreement(
         for name, rate in found.items()
         for shown in [shown_rate(rate.rate, rate.low, rate.high)]
     ]
-    (own,) = [judge for judge in evaluation["judges"] if judge["name"] == VOTES]
+    heard = {name: dataclasses.asdict(rate) for name, rate in found.items()}
+    own = [
+        judge | {"note": "; ".join([judge["note"], *lines]), "agreement": heard}
+        for judge in evaluation["judges"]
+        if judge["name"] == VOTES
+    ]
     others = [judge for judge in evaluation["judges"] if judge["name"] != VOTES]
-    own = own | {
-        "note": "; ".join([own["note"], *lines]),
-        "agreement": {name: dataclasses.asdict(rate) for name, rate in found.items()},
-    }
-    return evaluation | {"judges": [own, *others]}, lines
+    return evaluation | {"judges": [*own, *others]}, lines
