@@ -158,7 +158,7 @@ def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     run = tmp_path / "runs" / "emails"
     (run / "adapter").mkdir(parents=True)
     (run / "adapter" / "adapter_config.json").write_text("{}")
-    monkeypatch.setattr(job, "lora_of", lambda folder: LoRAConfig())
+    monkeypatch.setattr(job, "lora_of", lambda folder: LoRAConfig(dropout=0.0))
     (run / "config.json").write_text(json.dumps({"options": {"method": "ditto"}, "knobs": {}}))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

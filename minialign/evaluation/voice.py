@@ -130,7 +130,7 @@ class Voice:
             training_split(learned),
             held_out,
             entries,
-            _other_texts(options.others),
+            other_texts(options.others),
             {e.name: answers_from_file(e.file, prompts) for e in entries if e.file},
             read_votes(options.votes) if options.votes else [],
         )
@@ -185,7 +185,7 @@ def _check_unvoted(file: str, held_out: list[Demonstration]) -> None:
             )
 
 
-def _other_texts(file: str) -> list[str]:
+def other_texts(file: str) -> list[str]:
     """Other people's texts: the given file's, else a few that come with minialign."""
     if not file:
         source = resources.files("minialign.evaluation.judges").joinpath("other_voices.jsonl")

@@ -39,22 +39,9 @@ from minialign.evaluation.report.scores import method_of, scores_of
 
 __all__ = ["write_comparison", "write_report"]
 HELPERS: list[Callable[..., Any]] = [
-    *(
-        answers,
-        color,
-        column,
-        copies_of,
-        cost_charts,
-        mark_copied,
-        duel,
-        duration,
-        evaluate_command,
-        figure,
-        find,
-        knobs,
-    ),
+    *(answers, color, column, cost_charts, duel, duration, evaluate_command, figure, find, knobs),
     *(method_of, pairs_caption, pairs_chart, prompts_ahead, rounds, sample_command, score_charts),
-    *(scores_of, stage_curves, train_command, win_chart),
+    *(scores_of, stage_curves, train_command, win_chart, copies_of, mark_copied),
 ]
 
 
