@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> None:
     learned = demonstrations_of(options.adapter) if options.best_of else []
     model, tokenizer = load_with_adapter(options)
     if options.best_of:
-        show_best(model, tokenizer, prompts, learned, options)
+        how = generation(options)
+        show_best(model, tokenizer, prompts, learned, options.best_of, how)
     elif options.chat:
         chat(model, tokenizer, options)
     elif options.out:
