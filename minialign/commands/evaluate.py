@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> None:
     measure = measure_of(folders[0])
     check_flags(given, measure.useless)
     options = config_from_flags(measure.usual, given)
-    if given.keys() == {"votes"} and (folders[0] / "evaluation.json").exists():
+    known = len(folders) == 1 and (folders[0] / "evaluation.json").exists()
+    if known and given.keys() == {"votes"}:
         add_votes(folders[0], options.votes)
         return
     contest = prepare(folders, options)

@@ -202,7 +202,8 @@ class TestRefusals:
         said = refused(workplace, "runs/demos", "--judges", "style,jury")
         assert (
             said
-            == "judges: there is no judge called 'jury': choose one of panel, style, character, delta, model"
+            == "judges: there is no judge called 'jury': choose one of panel, style, character, delta, "
+            "model, votes"
         )
 
     def test_more_general_prompts_than_there_are(self, workplace: Path) -> None:
