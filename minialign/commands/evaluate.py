@@ -7,17 +7,20 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
+from minialign.evaluation.judges import judges_help
 from minialign.evaluation.knobs import EvaluateOptions
 
+WIDTH = 100
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
 FIRST = (
-    *("against", "judges", "votes", "test", "n", "others", "judge_model", "judge_url", "compare"),
+    *("against", "judges", "test", "n", "others", "judge_model", "judge_url", "compare"),
     *("show", "seed"),
 )
 
@@ -26,7 +29,8 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """The run folders, and the flags that were given."""
     parser = OneLineParser("evaluate.py", DESCRIPTION, arguments)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders", metavar="RUN")
-    add_flags(parser, EvaluateOptions, "options [default]", EvaluateOptions(), first=FIRST)
+    helps = {"judges": f"who judges: {judges_help()}"}
+    add_flags(parser, EvaluateOptions, "options", EvaluateOptions(), first=FIRST, helps=helps)
     given = parser.parse(arguments)
     return given.pop("runs"), given
 
@@ -51,13 +55,24 @@ def main(arguments: list[str]) -> None:
     for folder in places:
         check_writable(folder)
     results = hold(contest, options, folders[0] / "judge.jsonl")
-    print(results.table(options.show))
-    content = results.content()
+    content, agreed = results.content(), ""
     if options.votes:
-        content = shown_agreement(content, options.votes)
-    for folder in places:
-        file = write(folder, content, options)
+        content, agreed = with_agreed(content, options.votes)
+    files = [write(folder, content, options) for folder in places]
+    print("\n\n".join(map(verdict, places)), end="\n\n")
+    print(results.table(options.show) + agreed)
+    for folder, file in zip(places, files, strict=True):
         print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
+
+
+def verdict(folder: Path) -> str:
+    """The report's first sentences, for the terminal."""
+    from minialign.evaluation.report.findings import find
+    from minialign.evaluation.report.run_files import read_run
+
+    finding = find(read_run(folder))
+    text = f"{finding.sentence} {finding.more}".replace("\u00a0", " ")
+    return "\n".join(textwrap.wrap(text, WIDTH))
 
 
 def check_flags(given: dict[str, Any], useless: tuple[str, ...]) -> None:
@@ -100,20 +115,23 @@ def add_votes(folder: Path, file: str) -> None:
     check_writable(folder)
     judgement, asked = judged_by(read_votes(file), contestant_of(read_run(folder)))
     print("\n".join(win_table(judgement, asked)))
-    evaluation = with_judgement(read_json(folder / "evaluation.json"), judgement)
-    write_json(folder, shown_agreement(evaluation, file))
+    evaluation, agreed = with_agreed(
+        with_judgement(read_json(folder / "evaluation.json"), judgement), file
+    )
+    print(agreed)
+    write_json(folder, evaluation)
     print(f"\non one page: {write_report(folder)}")
 
 
-def shown_agreement(evaluation: dict[str, Any], file: str) -> dict[str, Any]:
-    """Prints how far the other judges agree with the votes, and puts it in."""
+def with_agreed(evaluation: dict[str, Any], file: str) -> tuple[dict[str, Any], str]:
+    """The evaluation with how far the other judges agree with the votes, and that as text."""
     from minialign.data.votes import read_votes
     from minialign.evaluation.voted import with_agreement
 
     evaluation, lines = with_agreement(evaluation, read_votes(file))
-    print("\nagreement with the votes (half is chance)")
-    print("\n".join(f"  {line}" for line in lines or ["unknown: no judge compared these answers"]))
-    return evaluation
+    lines = lines or ["unknown: no judge compared these answers"]
+    title = "\nagreement with the votes (half is chance)"
+    return evaluation, "\n".join([title, *(f"  {line}" for line in lines)])
 
 
 def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:
