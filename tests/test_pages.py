@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import blind, evaluate, feedback, fetch, job, main, sample, sweep, train
+from minialign.commands import (
+    blind,
+    evaluate,
+    feedback,
+    fetch,
+    import_mail,
+    job,
+    main,
+    sample,
+    sweep,
+    train,
+)
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
@@ -148,6 +159,8 @@ def parse_command(line: str) -> None:
         blind.parse(arguments)
     elif name == "feedback":
         parse_feedback(arguments)
+    elif name == "import":
+        import_mail.parse(arguments)
     elif arguments:
         fetch.main(arguments)
 
