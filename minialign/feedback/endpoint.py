@@ -26,7 +26,7 @@ from minialign.data.knobs import require
 from minialign.errors import InputError
 from minialign.feedback.dialect import Dialect, without_thoughts
 from minialign.feedback.teacher import Answer, Ask, Failure, OnDone, Reply
-from minialign.feedback.wire import Broken, Received, post
+from minialign.feedback.wire import Broken, Received, Wire
 
 FIRST_WAIT = 1.0  # seconds before the second try; doubled each time, give or take a half
 LONGEST_WAIT = 120.0  # seconds between two tries at most; an endpoint that asks for more has failed
@@ -80,6 +80,8 @@ class EndpointTeacher:
         self.key_env, self._key = key_env, _read_key(key_env)
         self.concurrency, self.timeout, self.tries = concurrency, timeout, tries
         self._pace = _Pace(60 / requests_per_minute if requests_per_minute else 0.0)
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        self._wire = Wire(self.url + ROUTE, headers, timeout)
         self._dialect = Dialect(thinking_tokens)
         self._jitter = random.Random()  # its own: the run's random streams stay as they are
 
@@ -165,9 +167,8 @@ class EndpointTeacher:
                 return outcome
 
     def _post(self, ask: Ask, sent: dict[str, Any]) -> Received:
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         body = {"model": self.model, "messages": ask.chat, "stream": False, **sent}
-        return post(self.url + ROUTE, headers, body, self.timeout)
+        return self._wire.post(body)
 
     def _read(self, ask: Ask, sent: dict[str, Any], received: Received) -> Reply | _Problem:
         if received.status in (400, 422):

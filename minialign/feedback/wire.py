@@ -6,8 +6,10 @@ The client is the one that huggingface_hub brings, without what the hub's reques
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 # A hundred thousand tokens are half a megabyte; whoever sends more sends no answer.
@@ -31,35 +33,53 @@ class Broken(Exception):
         self.reason, self.may_pass = reason, may_pass
 
 
-def post(url: str, headers: Mapping[str, str], body: dict[str, Any], seconds: float) -> Received:
-    """Sends JSON and reads the whole answer, `seconds` in all however it trickles.
+class Wire:
+    """Requests to one address from any thread, over one client in a loop of its own."""
 
-    Redirects are answers like others: nothing goes to an address that nobody named. Raises Broken.
-    """
-    from huggingface_hub.errors import HTTPError
+    def __init__(self, url: str, headers: Mapping[str, str], seconds: float) -> None:
+        self.url, self.seconds = url, seconds
+        self._headers = {"accept-encoding": "identity", **headers}
+        self._loop = _running_loop()
 
-    try:
-        return asyncio.run(_post(url, headers, body, seconds))
-    except TimeoutError:
-        raise Broken(f"no answer within {seconds:g} s", may_pass=True) from None
-    except HTTPError as error:
-        why = f"cannot be reached: {str(error) or type(error).__name__}"
-        raise Broken(why, may_pass=True) from None
+    def post(self, body: dict[str, Any]) -> Received:
+        """Sends JSON and reads the whole answer, `seconds` in all however it trickles.
 
+        Redirects are answers like others: nothing goes to an address that nobody named. Raises
+        Broken.
+        """
+        from huggingface_hub.errors import HTTPError
 
-async def _post(
-    url: str, headers: Mapping[str, str], body: dict[str, Any], seconds: float
-) -> Received:
-    from huggingface_hub import get_async_session
+        try:
+            return asyncio.run_coroutine_threadsafe(self._post(body), self._loop).result()
+        except TimeoutError:
+            raise Broken(f"no answer within {self.seconds:g} s", may_pass=True) from None
+        except HTTPError as error:
+            why = f"cannot be reached: {str(error) or type(error).__name__}"
+            raise Broken(why, may_pass=True) from None
 
-    sent = {"accept-encoding": "identity", **headers}
-    async with asyncio.timeout(seconds), get_async_session() as client:
+    async def _post(self, body: dict[str, Any]) -> Received:
+        how: dict[str, Any] = {"headers": self._headers, "json": body, "follow_redirects": False}
+        async with (
+            asyncio.timeout(self.seconds),
+            self._client.stream("POST", self.url, **how) as response,
+        ):
+            return Received(response.status_code, response.headers, await _read(response))
+
+    @cached_property
+    def _client(self) -> Any:
+        from huggingface_hub import get_async_session
+
+        client = get_async_session()
         # The hub's hooks obey its offline switch and may log headers.
         client.event_hooks = {}
-        request = client.stream("POST", url, headers=sent, json=body, follow_redirects=False)
-        async with request as response:
-            content = await _read(response)
-            return Received(response.status_code, response.headers, content)
+        return client
+
+
+@cache
+def _running_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()
+    return loop
 
 
 async def _read(response: Any) -> str:

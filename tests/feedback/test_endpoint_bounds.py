@@ -1,4 +1,4 @@
-"""An endpoint that means harm: no answer takes all memory or time, and the key goes nowhere else."""
+"""A hostile endpoint: no answer takes all memory or time, and the key goes nowhere else."""
 
 from __future__ import annotations
 
