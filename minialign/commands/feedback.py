@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.commands.feedback_options import DEFAULT_FOLDER, FeedbackOptions, folder_of
@@ -36,6 +36,7 @@ FIRST = (
     *("feedback", "feedbacks", "rewrite", "out", "model", "teacher_url", "teacher_model"),
     *("check", "general", "responses", "categories", "prompts_per_category"),
 )
+T = TypeVar("T")
 TRIAL = 8, 24  # questions and tokens by which a local model's speed is measured
 
 
@@ -54,11 +55,8 @@ def main(arguments: list[str]) -> None:
     if sentence := given.pop("sentence"):
         require("feedback" not in given, "the sentence stands there twice: leave out --feedback")
         given["feedback"] = sentence
-    options, config, limits = (
-        config_from_flags(default, {k: v for k, v in given.items() if hasattr(default, k)})
-        for default in (FeedbackOptions(), PipelineConfig(), EndpointConfig())
-    )
-    options = with_model(options)
+    config, limits = _chosen(PipelineConfig(), given), _chosen(EndpointConfig(), given)
+    options = with_model(_chosen(FeedbackOptions(), given))
     if options.feedbacks:
         make_many(options, config, limits)
         return
@@ -67,6 +65,11 @@ def main(arguments: list[str]) -> None:
     if options.revision:
         model += f" --revision {shlex.quote(options.revision)}"
     print(f"next: python train.py --data {shlex.quote(str(folder))}{model}")
+
+
+def _chosen(default: T, given: dict[str, Any]) -> T:
+    """With those of the given flags that are its own."""
+    return config_from_flags(default, {k: v for k, v in given.items() if hasattr(default, k)})
 
 
 def with_model(options: FeedbackOptions) -> FeedbackOptions:

@@ -57,7 +57,7 @@ class PipelineConfig:
 class EndpointConfig:
     """How a model behind an address is asked."""
 
-    concurrency: int = knob(4, "requests to --teacher-url at a time")
+    concurrency: int = knob(4, "requests at a time")
     requests_per_minute: float = knob(0.0, "requests a minute at most, begun evenly; 0: no limit")
     timeout: float = knob(180.0, "seconds that an answer may take in all")
     thinking_tokens: int = knob(
