@@ -97,11 +97,11 @@ class Writers:
         """Measures the speed of what runs here."""
         lists, responses = workload(config, described)
         speeds = {id(who): tokens_per_second(who) for who in (self.teacher, self.student)}
-        works = tuple(
+        teacher, student = (
             (who.name, work, speeds[id(who)])
             for who, work in ((self.teacher, lists), (self.student, responses))
         )
-        return describe_plan(works, limits, config.tries)
+        return describe_plan(teacher, student, limits, config.tries)
 
 
 def tokens_per_second(who: Teacher) -> float:

@@ -34,17 +34,20 @@ def workload(config: PipelineConfig, described: bool) -> tuple[Workload, Workloa
 
 
 def describe_plan(
-    works: tuple[tuple[str, Workload, float], ...], limits: EndpointConfig, tries: int
+    teacher: tuple[str, Workload, float],
+    student: tuple[str, Workload, float],
+    limits: EndpointConfig,
+    tries: int,
 ) -> str:
-    """One line. A writer is its name, its work and its tokens a second, 0 behind an address."""
+    """One line. A writer is a name, its work and its tokens a second, 0 behind an address."""
     parts, seconds = [], 0.0
-    for name, work, speed in works:
-        parts.append(f"{work.questions} questions to {name}")
+    for what, (name, work, speed) in (("lists", teacher), ("responses", student)):
+        parts.append(f"{work.questions} {what} by {name}")
         if speed:
             seconds += work.tokens / speed
         elif limits.requests_per_minute:
             seconds += 60 * work.questions / limits.requests_per_minute
-    local = sum(work.tokens for _, work, speed in works if speed)
+    local = sum(work.tokens for _, work, speed in (teacher, student) if speed)
     if local:
         parts.append(f"at most {local:,} tokens written here")
     if seconds:

@@ -97,16 +97,18 @@ def test_max_prompts_bounds_the_plan_and_every_scope(tmp_path: Path) -> None:
 
 
 def test_the_plan_says_how_long_it_takes_at_most() -> None:
-    lists, responses = Workload(34, 34_000), Workload(300, 120_000)
-    local = (("toy", lists, 100.0), ("toy", responses, 100.0))
-    assert describe_plan(local, EndpointConfig(), 3) == (
-        "plan: 34 questions to toy, 300 questions to toy, at most 154,000 tokens written here, "
+    lists, responses, limits = Workload(34, 34_000), Workload(300, 120_000), EndpointConfig()
+    local = ("toy", lists, 100.0), ("toy", responses, 100.0)
+    assert describe_plan(*local, limits, 3) == (
+        "plan: 34 lists by toy, 300 responses by toy, at most 154,000 tokens written here, "
         "about 26 min at most, 3 times that if all is asked again"
     )
-    mixed = (("m at http://a/v1", lists, 0.0), ("toy", responses, 1000.0))
-    assert "about 4 min at most" in describe_plan(mixed, EndpointConfig(requests_per_minute=20), 3)
-    away = (("m at http://a/v1", lists, 0.0),)
-    assert describe_plan(away, EndpointConfig(), 3) == "plan: 34 questions to m at http://a/v1"
+    away = "m at http://a/v1", lists, 0.0
+    mixed = away, ("toy", responses, 1000.0)
+    assert "about 4 min at most" in describe_plan(*mixed, EndpointConfig(requests_per_minute=20), 3)
+    assert describe_plan(away, away, limits, 3) == (
+        "plan: 34 lists by m at http://a/v1, 34 responses by m at http://a/v1"
+    )
 
 
 # ---- the splits and the sampling ----
