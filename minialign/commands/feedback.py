@@ -34,7 +34,7 @@ from minialign.feedback.writer import fingerprint
 
 FIRST = (
     *("feedback", "feedbacks", "rewrite", "out", "model", "teacher_url", "teacher_model"),
-    *("check", "general", "responses", "categories", "prompts_per_category"),
+    *("check", "categories", "prompts_per_category"),
 )
 T = TypeVar("T")
 TRIAL = 8, 24  # questions and tokens by which a local model's speed is measured

@@ -34,7 +34,6 @@ class PipelineConfig:
     keep_improved: bool = knob(
         False, "ask again for, and in the end drop, training pairs that the check finds no better"
     )
-
     stop_early: bool = knob(
         True, "stop as soon as a teacher or student turns out to give next to nothing of use"
     )
@@ -57,7 +56,7 @@ class PipelineConfig:
 class EndpointConfig:
     """How a model behind an address is asked."""
 
-    concurrency: int = knob(4, "requests at a time")
+    concurrency: int = knob(4, "requests at a time", subject="the endpoint")
     requests_per_minute: float = knob(0.0, "requests a minute at most, begun evenly; 0: no limit")
     timeout: float = knob(180.0, "seconds that an answer may take in all")
     thinking_tokens: int = knob(
