@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "ask a model, with or without an adapter (sample.py)",
     "evaluate": "let a run and its rivals answer unseen prompts, and judge (evaluate.py)",
     "feedback": "make the data folder of a sentence of feedback (sample.py --feedback)",
+    "export": "write what a run has learned for transformers, vLLM, llama.cpp, Ollama or PEFT",
     "fetch": "fetch a model, and print its folder",
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import replace
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,12 +24,12 @@ from minialign.policy.knobs import LoRAConfig
 
 PEFT_PREFIX = "base_model.model."
 BASE_FILE = "base.json"  # ours, and optional: which model the adapter was trained on
+CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_FILES = (CONFIG_FILE, TENSOR_FILE, BASE_FILE, "README.md")
 UNSUPPORTED = (
     "use_dora",
     "use_qalora",
     "use_bdlora",
-    "rank_pattern",
-    "alpha_pattern",
     "modules_to_save",
     "fan_in_fan_out",
     "layer_replication",
@@ -121,11 +124,62 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def read_adapter_config(folder: Path) -> LoRAConfig:
+@dataclass(frozen=True)
+class PeftConfig:
+    """What adapter_config.json says of every layer; patterns are by the end of a layer's path."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    ranks: dict[str, int]
+    alphas: dict[str, float]
+    rank_stabilised: bool
+    targets: Any  # names, or a pattern of whole paths
+    excluded: Any
+    layers: Any  # numbers, or one, or None for all
+
+    def reaches(self, path: str) -> bool:
+        """Whether the layer at `path` is one that the adapter says it changes."""
+        number = re.search(r"\.(\d+)\.", path)
+        layers = [self.layers] if isinstance(self.layers, int) else self.layers
+        if layers and (number is None or int(number[1]) not in layers):
+            return False
+        return _names(self.targets, path) and not _names(self.excluded, path)
+
+    def rank_of(self, path: str) -> int:
+        return _by_pattern(self.ranks, path, self.rank)
+
+    def scale_of(self, path: str, rank: int = 1) -> float:
+        """What B A is multiplied by in the layer at `path`, times `rank`."""
+        own = self.rank_of(path)
+        divisor = math.sqrt(own) if self.rank_stabilised else own
+        return _by_pattern(self.alphas, path, self.alpha) * (rank / divisor)
+
+    def common(self, paths: Iterable[str]) -> str:
+        """The layer whose scale is said of all: the first whose scale is not 0."""
+        paths = sorted(paths)
+        return next((path for path in paths if self.scale_of(path)), paths[0])
+
+
+def _names(targets: Any, path: str) -> bool:
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, path) is not None
+    return any(path == name or path.endswith(f".{name}") for name in targets or ())
+
+
+def _by_pattern(patterns: dict[str, Any], path: str, default: Any) -> Any:
+    """As PEFT does: the first pattern that matches the path's end, from a dot on."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", path):
+            return value
+    return default
+
+
+def read_adapter_config(folder: Path) -> PeftConfig:
     """Raises InputError where the folder is not a plain LoRA adapter in PEFT's format."""
-    file = folder / "adapter_config.json"
+    file = folder / CONFIG_FILE
     if not file.exists():
-        raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
+        raise InputError(f"{folder}: no adapter here ({CONFIG_FILE} is missing)")
     raw = read_json(file)
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type {raw.get('peft_type')!r} is not supported, only LORA")
@@ -138,38 +192,50 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
     for key in ("r", "lora_alpha"):
         if key not in raw:
             raise InputError(f"{file}: {key} is missing")
-    scale = math.sqrt(raw["r"]) if raw.get("use_rslora") else 1.0
-    return LoRAConfig(raw["r"], raw["lora_alpha"] * scale, raw.get("lora_dropout", 0.0))
+    ranks, alphas = (_pattern(file, raw, key) for key in ("rank_pattern", "alpha_pattern"))
+    for rank in (raw["r"], *ranks.values()):
+        if type(rank) is not int or rank < 1:
+            raise InputError(f"{file}: a rank is {rank!r}: it must be a whole number from 1 on")
+    dropout = raw.get("lora_dropout", 0.0)
+    for number in (raw["lora_alpha"], dropout, *alphas.values()):
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise InputError(f"{file}: {number!r} stands where a finite number must")
+    where = [raw.get(k) for k in ("target_modules", "exclude_modules", "layers_to_transform")]
+    stabilised, alpha = bool(raw.get("use_rslora")), float(raw["lora_alpha"])
+    return PeftConfig(raw["r"], alpha, dropout, ranks, alphas, stabilised, *where)
+
+
+def _pattern(file: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
+    patterns = raw.get(key) or {}
+    try:
+        for pattern in patterns.keys():
+            re.compile(pattern)
+    except (AttributeError, TypeError, re.error):
+        raise InputError(f"{file}: {key} is not an object of patterns") from None
+    return dict(patterns)
 
 
 def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") -> str:
     """Reads an adapter in PEFT's format into the model, as the active one. In place.
 
-    Returns its name in the model.
+    Returns its name in the model. Here an adapter has one rank and one alpha: where PEFT's differ
+    by layer, zeros fill up to the largest rank, and what the scales differ by goes into B.
 
     Raises InputError where it is missing, damaged, not LoRA, or was made for another base model.
     """
     folder = Path(folder)
-    config = read_adapter_config(folder)
-    file = folder / "adapter_model.safetensors"
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            state = {key: tensors.get_tensor(key) for key in tensors.keys()}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from None
+    config, state = read_adapter_config(folder), _read_state(folder)
+    file = folder / TENSOR_FILE
     made_for = read_json(folder / BASE_FILE)["base_signs"] if (folder / BASE_FILE).exists() else ""
     if made_for and made_for != base_fingerprint(model):
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"
         )
-    for key in state:
-        if not key.endswith((".lora_A.weight", ".lora_B.weight")):
-            raise InputError(f"{file}: {key} is not supported")
-    targets = sorted({key.split(".")[-3] for key in state})  # the config may give them as a pattern
+    lora = _one_config(config, {key: tuple(state[key].shape) for key in state}, file)
     remove_adapter(model, name)
-    apply_lora(model, replace(config, target_modules=tuple(targets)), name)
+    apply_lora(model, lora, name)
     try:
-        load_adapter_state(model, name, state, str(file))
+        load_adapter_state(model, name, _uniform(model, name, config, lora, state), str(file))
     except InputError:
         # Or random numbers would stay behind, under its name.
         remove_adapter(model, name)
@@ -179,12 +245,69 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 
 def lora_of(folder: Path) -> LoRAConfig:
     """What an adapter consists of, as its tensors say: `--resume` builds it anew without them."""
-    file = folder / "adapter_model.safetensors"
-    lora = read_adapter_config(folder)
+    config, file = read_adapter_config(folder), folder / TENSOR_FILE
     try:
         with safe_open(file, framework="pt") as tensors:
-            names = [key.split(".") for key in tensors.keys()]
+            shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    targets = tuple(sorted({parts[-3] for parts in names if len(parts) > 2}))
-    return dataclasses.replace(lora, dropout=0.0, target_modules=targets)
+    return replace(_one_config(config, shapes, file), dropout=0.0)
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    file = folder / TENSOR_FILE
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            state = {key: tensors.get_tensor(key) for key in tensors.keys()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot be read: {error}") from None
+    for key, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{file}: {key} holds numbers that are not finite: train it again")
+    return state
+
+
+def _one_config(config: PeftConfig, shapes: dict[str, tuple[int, ...]], file: Path) -> LoRAConfig:
+    """The one rank and alpha that hold all layers; ranks that tensors lack are never made room for.
+
+    The config may give the targets as a pattern, so they are read off the tensors' names.
+    """
+    ranks = {}
+    for key, shape in shapes.items():
+        path, _, kind = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
+        if kind not in ("A.weight", "B.weight") or len(shape) != 2:
+            raise InputError(f"{file}: {key} is not supported")
+        rank = shape[0] if kind == "A.weight" else shape[1]
+        if rank != config.rank_of(path):
+            raise InputError(
+                f"{file}: {key} has rank {rank}, {CONFIG_FILE} says {config.rank_of(path)}"
+            )
+        ranks[path] = rank
+    if not ranks:
+        raise InputError(f"{file}: holds no tensor: train the adapter again")
+    targets = tuple(sorted({path.split(".")[-1] for path in ranks}))
+    rank = max(ranks.values())
+    alpha = config.scale_of(config.common(ranks), rank)
+    return LoRAConfig(rank, alpha, config.dropout, targets)
+
+
+def _uniform(
+    model: nn.Module, name: str, config: PeftConfig, lora: LoRAConfig, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """PEFT's tensors as those of one rank and one alpha; zeros in the layers that it skips."""
+    found = dict(state)
+    paths = [key.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for key in state]
+    common = config.scale_of(config.common(paths))
+    for path, layer in lora_layers(model).items():
+        a, b = (f"{PEFT_PREFIX}{path}.lora_{kind}.weight" for kind in "AB")
+        if name not in layer.configs:
+            continue
+        if a not in state and b not in state and not config.reaches(path):
+            found[a] = torch.zeros_like(layer.lora_A[name])
+            found[b] = torch.zeros_like(layer.lora_B[name])
+        elif a in state and b in state:
+            missing = lora.rank - len(state[a])
+            factor = config.scale_of(path) / (common or 1.0)
+            found[a] = F.pad(state[a].float(), (0, 0, 0, missing))
+            found[b] = F.pad(state[b].float() * factor, (0, missing))
+    return found

@@ -20,7 +20,8 @@ from minialign.errors import InputError
 from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
 from minialign.weights.devices import pick_device, pick_dtype
-from minialign.weights.find import find_checkpoint
+from minialign.weights.find import find_checkpoint, lasting_name
+from minialign.weights.gguf import gguf_config, gguf_shapes, gguf_tensors
 from minialign.weights.tokenizer import Tokenizer
 
 
@@ -31,7 +32,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
 ) -> tuple[CausalLM, Tokenizer]:
-    """A model and its tokenizer, by alias, hub id or folder.
+    """A model and its tokenizer, by alias, hub id, folder, GGUF file or ollama:NAME.
 
     dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU that has it, float32
     elsewhere). Raises InputError, one line, for whatever is wrong with the name or the checkpoint.
@@ -49,13 +50,13 @@ def load_for(
 ) -> CausalLM:
     """The model of a folder, knowing its name and where its completions stop."""
     model = load_model(folder, dtype, device)
-    model.name = name
+    model.name = lasting_name(name, folder)
     model.stop_ids = _stop_ids(folder, tokenizer)
     return model
 
 
 def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    """The model of an HF-layout folder: config.json, and safetensors in one file or in shards.
+    """The model of an HF-layout folder (safetensors in one file or in shards), or a GGUF file.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
     shape, a damaged file.
@@ -69,7 +70,8 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     }  # a tied head is not among them
     state = {}
     for file in _tensor_files(folder):
-        state.update(_read_tensors(file, needed, config.tie_word_embeddings, dtype, device))
+        read = _read_gguf if folder.is_file() else _read_tensors
+        state.update(read(file, needed, config.tie_word_embeddings, dtype, device))
     missing = sorted(needed.keys() - state.keys())
     if missing:
         raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -90,12 +92,28 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        return gguf_config(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: not a model folder (config.json is missing)")
     return read_json(folder / "config.json")
 
 
+def stored_dtype(folder: Path) -> str:
+    """The type that holds all of a checkpoint's weights; of a GGUF file's, float32."""
+    if folder.is_file():
+        return "float32"
+    kinds = set()
+    for file in _tensor_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            kinds |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}
+    half = {"F16": "float16", "BF16": "bfloat16"}
+    return half.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+
 def _tensor_files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
@@ -127,6 +145,15 @@ def _read_tensors(
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state
+
+
+def _read_gguf(
+    file: Path, needed: dict[str, torch.Size], _tied: bool, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """All shapes are checked before the first tensor is read."""
+    for name, shape in gguf_shapes(file).items():
+        _check_tensor(file, name, list(shape), needed)
+    return {name: torch.from_numpy(array).to(device, dtype) for name, array in gguf_tensors(file)}
 
 
 def _check_tensor(file: Path, key: str, shape: list[int], needed: dict[str, torch.Size]) -> None:

@@ -24,6 +24,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from minialign.data.files import read_json
 from minialign.data.records import Messages
 from minialign.errors import InputError
+from minialign.weights.gguf_header import read_header
+from minialign.weights.gguf_tokenizer import read_tokenizer
 
 
 class Tokenizer:
@@ -58,9 +60,14 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and, if there, chat_template.jinja.
 
+        A GGUF file holds all three.
+
         Raises InputError where a file is missing or broken, or names no end token.
         """
         folder = Path(folder)
+        if folder.is_file():
+            backend, config = read_tokenizer(read_header(folder))
+            return cls._of(backend, folder, config, config["chat_template"])
         config = read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         if not file.exists():
@@ -71,18 +78,22 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"{file}: cannot be read: {error}") from None
+        source = folder / "tokenizer_config.json"
+        return cls._of(backend, source, config, _chat_template(folder, config))
+
+    @classmethod
+    def _of(
+        cls,
+        backend: tokenizers.Tokenizer,
+        source: Path,
+        config: dict[str, Any],
+        template: str | None,
+    ) -> Tokenizer:
         eos = _token_text(config.get("eos_token"))
         if eos is None:
-            raise InputError(
-                f"{folder / 'tokenizer_config.json'}: eos_token is missing: no completion could end"
-            )
-        return cls(
-            backend,
-            eos,
-            _token_text(config.get("bos_token")),
-            _chat_template(folder, config),
-            bool(config.get("add_bos_token", False)),
-        )
+            raise InputError(f"{source}: eos_token is missing: no completion could end")
+        bos = _token_text(config.get("bos_token"))
+        return cls(backend, eos, bos, template, bool(config.get("add_bos_token", False)))
 
     def render(self, messages: Messages) -> str:
         """The prompt as text, up to the point where the assistant begins.

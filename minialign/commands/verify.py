@@ -1,0 +1,122 @@
+"""Is what was written the model that was trained? It answers ten prompts, and every weight is read.
+
+What a reader gets back is compared number by number with what should have been written; then the
+two models answer, so that a wrong setting shows as well.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minialign.data.general import general_prompts
+from minialign.errors import InputError
+from minialign.model.transformer import CausalLM
+from minialign.policy.merge import base_parameters
+from minialign.policy.reference import reference_policy
+from minialign.policy.sample import generate
+from minialign.weights.load import load
+from minialign.weights.tokenizer import Tokenizer
+
+PROMPTS, TOKENS = 10, 64
+BROKEN = 0.5  # of the logits' spread: rounding never comes near, a wrong weight always does
+LOST = 0.5  # of what the adapter changes: from here on, little of it is left
+PROBE = "I've 12345 reasons, naïve ones:\n\n\t* 日本 👍  don't!"
+
+
+@dataclass
+class Answers:
+    """What a model says to ten prompts without chance, and how sure it is of every token."""
+
+    ids: list[tuple[int, ...]]
+    answers: list[tuple[int, ...]]
+    logits: list[Tensor]
+    without: list[Tensor]  # of the base alone, for the same texts
+    probe: list[int]
+
+    @classmethod
+    def of(cls, model: CausalLM, tokenizer: Tokenizer) -> Answers:
+        prompts = [tokenizer.encode_prompt(prompt) for prompt in general_prompts(PROMPTS, 0)]
+        answers = greedy(model, tokenizer)
+        ids = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        logits = logits_of(model, ids)
+        with reference_policy(model, None):
+            without = logits_of(model, ids)
+        return cls(ids, answers, logits, without, tokenizer.encode_prompt(PROBE))
+
+
+def greedy(model: CausalLM, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    prompts = general_prompts(PROMPTS, 0)
+    groups = generate(model, tokenizer, prompts, max_new_tokens=TOKENS, temperature=0.0)
+    return [tuple(group[0].ids) for group in groups]
+
+
+@torch.no_grad()
+def logits_of(model: CausalLM, texts: list[tuple[int, ...]]) -> list[Tensor]:
+    return [model.logits(torch.tensor([ids], device=model.device))[0].cpu() for ids in texts]
+
+
+@dataclass
+class Rounding:
+    """What becomes of the weights when they are stored: counted as they pass by."""
+
+    stored: Callable[[Tensor], Any]  # the float32 array that a reader gets back
+    changed: int = 0
+    reached: int = 0
+    sums: dict[str, int] = field(default_factory=dict)
+
+    def watch(self, tensors: Iterator[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, merged, base in tensors:
+            stored = self.stored(merged)
+            self.sums[name] = zlib.crc32(stored.tobytes())
+            if merged is not base:
+                self.changed += int((stored != self.stored(base)).sum())
+                self.reached += stored.size
+            yield name, merged
+
+
+def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> list[str]:
+    """Opens what was written; returns what was found, in lines.
+
+    Raises InputError where it is not the model that was trained.
+    """
+    model, tokenizer = load(str(written), dtype="float32", device=device)
+    for name, parameter in base_parameters(model):
+        if zlib.crc32(parameter.cpu().numpy().tobytes()) != rounding.sums.get(name):
+            raise _broken(written, f"{name} holds other numbers than were written")
+    if tokenizer.encode_prompt(PROBE) != before.probe:
+        raise _broken(written, "its tokenizer reads a text as other tokens")
+    logits = logits_of(model, before.ids)
+    error, spread = _distance(logits, before.logits), float(torch.cat(before.logits).std())
+    if not error < BROKEN * spread:
+        raise _broken(written, f"its logits are off by {error:.2g}, of a spread of {spread:.2g}")
+    largest = max(float((a - b).abs().max()) for a, b in zip(logits, before.logits, strict=True))
+    same = sum(a == b for a, b in zip(greedy(model, tokenizer), before.answers, strict=True))
+    share = rounding.changed / max(1, rounding.reached)
+    lines = [
+        f"checked: opened again; {same} of {PROMPTS} greedy answers ({TOKENS} tokens) are the same,"
+        f" logits differ by {largest:.2g} at most (they spread by {spread:.2g});"
+        f" {share:.1%} of the weights that the adapter reaches changed",
+    ]
+    effect = _distance(before.without, before.logits)
+    if error > LOST * effect:
+        lines.append(
+            f"warning: rounding moves the logits by {error:.2g}, what was learned moves them by"
+            f" {effect:.2g}: little of it is left; export with a wider --dtype, or --to peft"
+        )
+    return lines
+
+
+def _broken(written: Path, reason: str) -> InputError:
+    return InputError(f"{written.name}: {reason}, so nothing was kept; please report this")
+
+
+def _distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The root of the mean square over all tokens."""
+    return float((torch.cat(ours) - torch.cat(theirs)).square().mean().sqrt())
