@@ -205,10 +205,16 @@ class Export:
         return ["the adapter alone: it needs the base model that it was trained on"]
 
     def settings(self) -> dict[str, Any]:
-        """config.json's, with every default filled in."""
-        from dataclasses import asdict
+        """config.json's with every default filled in, as GGUF needs them."""
+        from minialign.weights.gguf_names import SETTINGS, plain_rope
 
-        return {**self.config, **asdict(self.model.config)}
+        model = self.model.config
+        known = {key: getattr(model, key) for key in SETTINGS if hasattr(model, key)}
+        # llama.cpp knows no window for Llama's kin: within it, both compute the same.
+        if model.sliding_window:
+            context = min(model.max_position_embeddings, model.sliding_window)
+            known["max_position_embeddings"] = context
+        return {**self.config, "vocab_size": model.vocab_size, **known, **plain_rope(self.config)}
 
     def _factors(self) -> tuple[list[tuple[str, Tensor, Tensor]], float]:
         from minialign.policy.adapters import active_adapter, lora_layers

@@ -18,9 +18,10 @@ from torch import Tensor
 from minialign.data.general import general_prompts
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
+from minialign.policy.knobs import SamplingConfig
 from minialign.policy.merge import base_parameters
 from minialign.policy.reference import reference_policy
-from minialign.policy.sample import generate
+from minialign.policy.sample import sample
 from minialign.weights.load import load
 from minialign.weights.tokenizer import Tokenizer
 
@@ -42,8 +43,8 @@ class Answers:
 
     @classmethod
     def of(cls, model: CausalLM, tokenizer: Tokenizer) -> Answers:
-        prompts = [tokenizer.encode_prompt(prompt) for prompt in general_prompts(PROMPTS, 0)]
-        answers = greedy(model, tokenizer)
+        prompts = prompts_of(model, tokenizer)
+        answers = greedy(model, prompts)
         ids = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
         logits = logits_of(model, ids)
         with reference_policy(model, None):
@@ -51,9 +52,14 @@ class Answers:
         return cls(ids, answers, logits, without, tokenizer.encode_prompt(PROBE))
 
 
-def greedy(model: CausalLM, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    prompts = general_prompts(PROMPTS, 0)
-    groups = generate(model, tokenizer, prompts, max_new_tokens=TOKENS, temperature=0.0)
+def prompts_of(model: CausalLM, tokenizer: Tokenizer) -> list[list[int]]:
+    """Cut to what leaves room for an answer: here a prompt need not make sense."""
+    room = model.config.max_position_embeddings - TOKENS
+    return [tokenizer.encode_prompt(text)[-room:] for text in general_prompts(PROMPTS, 0)]
+
+
+def greedy(model: CausalLM, prompts: list[list[int]]) -> list[tuple[int, ...]]:
+    groups = sample(model, prompts, 1, SamplingConfig(TOKENS, temperature=0.0), seed=0)
     return [tuple(group[0].ids) for group in groups]
 
 
@@ -92,12 +98,12 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
             raise _broken(written, f"{name} holds other numbers than were written")
     if tokenizer.encode_prompt(PROBE) != before.probe:
         raise _broken(written, "its tokenizer reads a text as other tokens")
-    logits = logits_of(model, before.ids)
+    prompts, logits = prompts_of(model, tokenizer), logits_of(model, before.ids)
     error, spread = _distance(logits, before.logits), float(torch.cat(before.logits).std())
     if not error < BROKEN * spread:
         raise _broken(written, f"its logits are off by {error:.2g}, of a spread of {spread:.2g}")
     largest = max(float((a - b).abs().max()) for a, b in zip(logits, before.logits, strict=True))
-    same = sum(a == b for a, b in zip(greedy(model, tokenizer), before.answers, strict=True))
+    same = sum(a == b for a, b in zip(greedy(model, prompts), before.answers, strict=True))
     share = rounding.changed / max(1, rounding.reached)
     lines = [
         f"checked: opened again; {same} of {PROMPTS} greedy answers ({TOKENS} tokens) are the same,"

@@ -45,15 +45,16 @@ def gguf_config(file: Path) -> dict[str, Any]:
     config = read_settings(header, row)
     stops = stop_ids(header)
     factors = header.tensors.get(ROPE_FACTORS)
+    config["rope_scaling"] = (
+        rope_scaling(_dequantized(header, factors), config, file)
+        if factors
+        else config["rope_scaling"]
+    )
     return {
         "architectures": [row.class_name],
         "model_type": row.model_types[0],
-        "hidden_act": "silu",
+        **row.fixed,
         **config,
-        "rope_scaling": rope_scaling(_dequantized(header, factors), config, file)
-        if factors
-        else None,
-        "attention_bias": bool(row.biases),
         "tie_word_embeddings": "output.weight" not in header.tensors,
         "bos_token_id": header.settings.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": stops[0] if len(stops) == 1 else stops,
@@ -90,6 +91,8 @@ def gguf_tensors(file: Path) -> Iterator[tuple[str, Any]]:
     for name, info in _renamed(header, row).items():
         array = _dequantized(header, info)
         heads = heads_in_pairs(row, name, config)
+        if row.centred_norms and name.endswith("norm.weight"):
+            array = array - 1
         yield name, halves_of_pairs(array, heads) if heads else array
 
 

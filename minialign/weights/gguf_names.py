@@ -33,10 +33,16 @@ IMPLIED = {
     "attention.value_length": "head_dim",
     "rope.dimension_count": "head_dim",
     "vocab_size": "vocab_size",
-    "rope.scaling.type": "none",
     "expert_count": 0,
     "expert_used_count": 0,
 }
+# How positions are stretched, where settings say so and not the tensor ROPE_FACTORS.
+SCALING_TYPE = "rope.scaling.type"
+SCALING = {
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+}
+SCALING_TYPES = {"linear": ("factor",), "yarn": tuple(SCALING)}
 TENSORS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -69,13 +75,29 @@ class Architecture:
     model_types: tuple[str, ...]  # a file that is read gets the first
     class_name: str
     rotates_neighbours: bool = False  # q and k rows lie in pairs, not half a head apart
+    centred_norms: bool = False  # GGUF keeps 1 + w
     layer_tensors: dict[str, str] = field(default_factory=lambda: LAYER_TENSORS)
     biases: tuple[str, ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)  # besides SETTINGS: numbers
+    fixed: dict[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
 
 
 NORMED = LAYER_TENSORS | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), "LlamaForCausalLM", rotates_neighbours=True),
+    Architecture("smollm3", ("smollm3",), "SmolLM3ForCausalLM", rotates_neighbours=True),
+    Architecture(
+        "granite",
+        ("granite",),
+        "GraniteForCausalLM",
+        rotates_neighbours=True,
+        settings={
+            "attention_multiplier": "attention.scale",
+            "embedding_multiplier": "embedding_scale",
+            "residual_multiplier": "residual_scale",
+            "logits_scaling": "logit_scale",
+        },
+    ),
     Architecture(
         "qwen2",
         ("qwen2",),
@@ -83,6 +105,20 @@ ARCHITECTURES = (
         biases=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ),
     Architecture("qwen3", ("qwen3",), "Qwen3ForCausalLM", layer_tensors=NORMED),
+    Architecture(
+        "gemma3",
+        ("gemma3_text",),
+        "Gemma3ForCausalLM",
+        centred_norms=True,
+        layer_tensors=NORMED
+        | {
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+        settings={"sliding_window": "attention.sliding_window"},
+        fixed={"hidden_activation": "gelu_pytorch_tanh"},
+    ),
 )
 
 
@@ -163,9 +199,12 @@ def read_settings(header: Header, row: Architecture) -> dict[str, Any]:
     config: dict[str, Any] = {
         "vocab_size": _embedding_rows(header),
         **{key: _number(own, key, where) for key in SETTINGS},
+        **{key: _real(own, theirs, where) for key, theirs in row.settings.items()},
+        "rope_scaling": _scaling(own, where),
     }
     _check_sizes(config, header)
-    for key in own.keys() - set(SETTINGS.values()):
+    named = {*SETTINGS.values(), *row.settings.values(), SCALING_TYPE, *SCALING.values()}
+    for key in own.keys() - named:
         if key not in IMPLIED:
             raise InputError(f"{where}.{key} = {_shown(own[key])} is not known; use another file")
         wanted = config.get(str(IMPLIED[key]), IMPLIED[key])
@@ -210,6 +249,25 @@ def _number(own: dict[str, Any], key: str, where: str) -> Any:
     return shortest(value) if key in REALS else value
 
 
+def _real(own: dict[str, Any], key: str, where: str) -> Any:
+    value = own.get(key)
+    if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value < 2**31:
+        raise InputError(f"{where}.{key} is {_shown(value)}, not a number; use another file")
+    return shortest(value) if isinstance(value, float) else value
+
+
+def _scaling(own: dict[str, Any], where: str) -> dict[str, Any] | None:
+    kind = own.get(SCALING_TYPE, "none")
+    if kind == "none":
+        return None
+    if kind not in SCALING_TYPES:
+        raise InputError(
+            f"{where}.{SCALING_TYPE} {_shown(kind)} is not supported; use another file"
+        )
+    found = {key: _real(own, SCALING[key], where) for key in SCALING_TYPES[kind]}
+    return {"rope_type": kind, **found}
+
+
 def _check_sizes(config: dict[str, Any], header: Header) -> None:
     """A count that nothing in the file stands behind would cost memory before it is found out."""
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
@@ -223,6 +281,21 @@ def _check_sizes(config: dict[str, Any], header: Header) -> None:
 def shortest(value: float) -> float:
     """1e-05 for the float32 that GGUF stores and Python reads as 9.999999747378752e-06."""
     return float(str(np.float32(value)))
+
+
+def plain_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """rope_theta and rope_scaling of a config.json, old or new, as the older ones have them.
+
+    Raises InputError for positions that GGUF is not told of here.
+    """
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {"rope_theta": float(theta), "rope_scaling": None}
+    if kind not in ("llama3", *SCALING_TYPES):
+        raise InputError(f"rope type {kind!r} cannot be written as GGUF yet: use --to hf or peft")
+    return {"rope_theta": float(theta), "rope_scaling": {**rope, "rope_type": kind}}
 
 
 # ---- Llama 3's slow rotations ----

@@ -17,6 +17,9 @@ from minialign.weights.gguf_header import require_gguf
 from minialign.weights.gguf_names import (
     REALS,
     ROPE_FACTORS,
+    SCALING,
+    SCALING_TYPE,
+    SCALING_TYPES,
     SETTINGS,
     Architecture,
     architecture_for,
@@ -128,11 +131,15 @@ def _stored(array: Any, dtype: str) -> tuple[Any, Any]:
 def _add_settings(writer: Any, row: Architecture, config: dict[str, Any], dtype: str) -> None:
     for ours, theirs in SETTINGS.items():
         add = writer.add_float32 if ours in REALS else writer.add_uint32
-        value = config[ours]
-        # llama.cpp knows no window for these models: within it, both compute the same.
-        if ours == "max_position_embeddings" and config.get("sliding_window"):
-            value = min(value, config["sliding_window"])
-        add(f"{row.name}.{theirs}", value)
+        add(f"{row.name}.{theirs}", config[ours])
+    for ours, theirs in row.settings.items():
+        _add(writer, f"{row.name}.{theirs}", config[ours])
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") in SCALING_TYPES:
+        writer.add_string(f"{row.name}.{SCALING_TYPE}", scaling["rope_type"])
+        for key in SCALING_TYPES[scaling["rope_type"]]:
+            add = writer.add_float32 if key == "factor" else writer.add_uint32
+            add(f"{row.name}.{SCALING[key]}", scaling[key])
     writer.add_uint32(f"{row.name}.attention.value_length", config["head_dim"])
     writer.add_uint32(f"{row.name}.rope.dimension_count", config["head_dim"])
     writer.add_uint32(f"{row.name}.vocab_size", config["vocab_size"])
@@ -141,8 +148,10 @@ def _add_settings(writer: Any, row: Architecture, config: dict[str, Any], dtype:
 
 
 def _rope_factors(config: dict[str, Any]) -> Any:
-    scaling = config.get("rope_scaling")
-    return rope_factors(scaling, config["rope_theta"], config["head_dim"]) if scaling else None
+    scaling = config.get("rope_scaling") or {}
+    if scaling.get("rope_type") != "llama3":
+        return None
+    return rope_factors(scaling, config["rope_theta"], config["head_dim"])
 
 
 def _add_tokenizer(writer: Any, tokenizer: Tokenizer, stops: tuple[int, ...], rows: int) -> None:
@@ -163,6 +172,8 @@ def _add(writer: Any, key: str, value: Any) -> None:
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:

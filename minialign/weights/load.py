@@ -68,10 +68,9 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     needed = {
         key: parameter.shape for key, parameter in model.named_parameters()
     }  # a tied head is not among them
-    state = {}
+    state = _read_gguf(folder, needed, dtype, device) if folder.is_file() else {}
     for file in _tensor_files(folder):
-        read = _read_gguf if folder.is_file() else _read_tensors
-        state.update(read(file, needed, config.tie_word_embeddings, dtype, device))
+        state.update(_read_tensors(file, needed, config.tie_word_embeddings, dtype, device))
     missing = sorted(needed.keys() - state.keys())
     if missing:
         raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -113,7 +112,7 @@ def stored_dtype(folder: Path) -> str:
 
 def _tensor_files(folder: Path) -> list[Path]:
     if folder.is_file():
-        return [folder]
+        return []  # a GGUF file
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
@@ -148,11 +147,13 @@ def _read_tensors(
 
 
 def _read_gguf(
-    file: Path, needed: dict[str, torch.Size], _tied: bool, dtype: torch.dtype, device: torch.device
+    file: Path, needed: dict[str, torch.Size], dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """All shapes are checked before the first tensor is read."""
     for name, shape in gguf_shapes(file).items():
-        _check_tensor(file, name, list(shape), needed)
+        if shape != needed.get(name):
+            wanted = tuple(needed[name]) if name in needed else "no such tensor"
+            raise InputError(f"{file}: {name} has shape {shape}, its settings make it {wanted}")
     return {name: torch.from_numpy(array).to(device, dtype) for name, array in gguf_tensors(file)}
 
 
