@@ -89,8 +89,10 @@ def gguf_tensors(file: Path) -> Iterator[tuple[str, Any]]:
     header = read_header(file)
     row, config = architecture_of(header), gguf_config(file)
     for name, info in _renamed(header, row).items():
-        array = _dequantized(header, info)
         heads = heads_in_pairs(row, name, config)
+        if heads and (len(info.shape) != 2 or info.shape[0] != heads * config["head_dim"]):
+            raise InputError(f"{file}: {info.name} is not made of {heads} heads; use another file")
+        array = _dequantized(header, info)
         if row.centred_norms and name.endswith("norm.weight"):
             array = array - 1
         yield name, halves_of_pairs(array, heads) if heads else array
@@ -127,8 +129,6 @@ def _dequantized(header: Header, info: TensorInfo) -> Any:
 def halves_of_pairs(array: Any, heads: int) -> Any:
     """Within each head, the rows 0 1 2 3 ... (pairs side by side) become 0 2 ... 1 3 ..."""
     rows, columns = array.shape
-    if rows % (2 * heads):
-        raise InputError(f"{rows} rows cannot be shared by {heads} heads; download the file again")
     pairs = array.reshape(heads, rows // heads // 2, 2, columns)
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 

@@ -273,6 +273,8 @@ def _check_sizes(config: dict[str, Any], header: Header) -> None:
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     if layers > len(header.tensors):
         raise InputError(f"{header.file}: {layers} layers in {len(header.tensors)} tensors")
+    if config["head_dim"] % 2:
+        raise InputError(f"{header.file}: a head of {config['head_dim']} channels cannot be turned")
     if heads % config["num_key_value_heads"]:
         shared = config["num_key_value_heads"]
         raise InputError(f"{header.file}: {heads} heads cannot share {shared} keys and values")

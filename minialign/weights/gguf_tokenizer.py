@@ -168,6 +168,8 @@ def _byte_level(header: Header) -> Any:
 
     pre = _pre_tokenizer(header)
     merges = [tuple(merge.split(" ", 1)) for merge in _list(header, "merges", str)]
+    if any(len(merge) != 2 for merge in merges):
+        raise InputError(f"{header.file}: tokenizer.ggml.merges are not all of two tokens")
     vocabulary = _vocabulary(_tokens(header)[0])
     backend = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre.whole_words_first)

@@ -103,6 +103,9 @@ def typed(value: Any) -> bytes:
     if isinstance(value, float):
         return struct.pack("<If", 6, value)
     items = [typed(item) for item in value]
-    return struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(
-        item[4:] for item in items
+    return (
+        struct.pack("<I", 9)
+        + items[0][:4]
+        + struct.pack("<Q", len(items))
+        + b"".join(item[4:] for item in items)
     )

@@ -161,7 +161,7 @@ def test_the_one_bos_is_left_to_ollama() -> None:
     [
         "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}",
         "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
-        "{% for m in messages %}{{ m.content }}\"\"\"{% endfor %}",
+        '{% for m in messages %}{{ m.content }}"""{% endfor %}',
     ],
     ids=["numbers the turns", "shouts", "three quotes"],
 )

@@ -1,0 +1,163 @@
+"""A model of each architecture as GGUF: read back bit for bit, and as transformers reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.gguf_files import GgufBytes, Tensor
+from helpers.models import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCAB_SIZE, make_byte_level_backend
+
+from minialign.weights.gguf import gguf_config, gguf_tensors
+from minialign.weights.gguf_header import KINDS
+from minialign.weights.gguf_names import plain_rope
+from minialign.weights.gguf_write import write_gguf
+from minialign.weights.tokenizer import Tokenizer
+
+gguf = pytest.importorskip("gguf")
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.125,
+    "head_dim": 8,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {"head_dim": 8, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {}),
+    "granite": ("granite", GRANITE),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 4, "head_dim": 8}),
+    "gemma3": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 16}),
+}
+# What transformers has its own reading of GGUF for.
+READ_BY_TRANSFORMERS = ("llama", "llama 3", "mistral", "qwen2", "qwen3", "gemma3")
+IDS = torch.arange(3, 60)[None]
+
+
+def toy(family: str) -> Any:
+    """A model of random weights, biases and norms too."""
+    kind, changes = FAMILIES[family]
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **changes})
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def settings(model: Any) -> dict[str, Any]:
+    config = model.config.to_dict()
+    rope = config.get("rope_parameters") or {}
+    return {**config, **plain_rope({**config, "rope_parameters": rope.get("full_attention", rope)})}
+
+
+def written(model: Any, file: Path, dtype: str = "float32") -> Path:
+    tensors = dict(model.named_parameters())
+    tokenizer = Tokenizer(make_byte_level_backend(), "<|im_end|>", "<|im_start|>", CHAT_TEMPLATE)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    write_gguf(file, settings(model), tokenizer, (2,), shapes, iter(tensors.items()), dtype, "toy")
+    return file
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
+    model = toy(family)
+    file = written(model, tmp_path / "toy.gguf")
+    found = dict(gguf_tensors(file))
+    expected = dict(model.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        # 1 + w, which GGUF keeps for such norms, loses w's last bits.
+        near = 1e-6 if family == "gemma3" and name.endswith("norm.weight") else 0
+        np.testing.assert_allclose(found[name], tensor.detach().numpy(), rtol=0, atol=near)
+    config = gguf_config(file)
+    for name, value in settings(model).items():
+        if name in config and name not in ("architectures", "dtype", "model_type", "rope_scaling"):
+            assert config[name] == value, name
+    if FAMILIES[family][0] != "mistral":  # GGUF calls it llama
+        again = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        rebuilt = transformers.AutoModelForCausalLM.from_config(again, dtype=torch.float32).eval()
+        state = {name: torch.from_numpy(array) for name, array in found.items()}
+        rebuilt.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            assert (rebuilt(IDS).logits - model(IDS).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", READ_BY_TRANSFORMERS)
+def test_transformers_computes_the_same_from_the_file(family: str, tmp_path: Path) -> None:
+    model = toy(family)
+    written(model, tmp_path / "toy.gguf")
+    auto = transformers.AutoModelForCausalLM
+    theirs = auto.from_pretrained(tmp_path, gguf_file="toy.gguf", dtype=torch.float32).eval()
+    if family == "llama 3":  # it does not look at the factors, so they are not compared
+        return
+    with torch.no_grad():
+        assert (theirs(IDS).logits - model(IDS).logits).abs().max() < 1e-4
+
+
+# ---- every type of weights ----
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_is_what_the_gguf_package_makes_of_it(kind: str, tmp_path: Path) -> None:
+    code = gguf.GGMLQuantizationType[kind]
+    shape = (32, 256)
+    _, size = gguf.GGML_QUANT_SIZES[code]
+    block = gguf.GGML_QUANT_SIZES[code][0]
+    raw = np.random.default_rng(0).integers(0, 256, 32 * 256 // block * size, dtype=np.uint8)
+    raw[:] = raw & 0x3F if kind in ("F16", "BF16", "F32") else raw
+    file = GgufBytes()
+    file.settings["llama.embedding_length"] = 256
+    for name, tensor in file.tensors.items():
+        wide = {32: 256}.get(tensor.shape[-1], 256) if "ffn_down" not in name else 32
+        tall = 256 if "attn" in name or "ffn_down" in name else tensor.shape[0]
+        tensor.shape = (wide,) if len(tensor.shape) == 1 else (tall, wide)
+    file.tensors["blk.0.ffn_up.weight"] = Tensor(shape, int(code), raw.tobytes())
+    found = dict(gguf_tensors(file.write(tmp_path / "toy.gguf")))
+    lines = raw.reshape(32, -1)
+    if kind == "F32":
+        lines = lines.view(np.float32)
+    elif kind == "F16":
+        lines = lines.view(np.float16)
+    expected = gguf.dequantize(lines, code)
+    array = found["model.layers.0.mlp.up_proj.weight"]
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_the_special_tokens_are_where_they_were(tmp_path: Path) -> None:
+    file = written(toy("llama"), tmp_path / "toy.gguf")
+    tokenizer = Tokenizer.from_folder(file)
+    assert tokenizer.encode_prompt("Hi")[0] == SPECIAL_TOKENS.index("<|im_start|>")
+    assert tokenizer.template == CHAT_TEMPLATE and not tokenizer.add_bos
