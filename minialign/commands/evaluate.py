@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> None:
         compare(folders)
         return
     from minialign.evaluation.contest import hold, measure_of, prepare
+    from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
 
     measure = measure_of(folders[0])
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
     print(results.table(options.show))
     for folder in places:
         file = write(folder, results.content(), options)
+        write_card(folder, folder / "adapter")
         print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 

@@ -92,7 +92,10 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
 
     Raises InputError where it is not the model that was trained.
     """
-    model, tokenizer = load(str(written), dtype="float32", device=device)
+    try:
+        model, tokenizer = load(str(written), dtype="float32", device=device)
+    except InputError as error:
+        raise _broken(written, f"it does not open ({error})") from None
     for name, parameter in base_parameters(model):
         if zlib.crc32(parameter.cpu().numpy().tobytes()) != rounding.sums.get(name):
             raise _broken(written, f"{name} holds other numbers than were written")

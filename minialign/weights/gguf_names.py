@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,12 +81,39 @@ class Architecture:
     biases: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)  # besides SETTINGS: numbers
     fixed: dict[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
+    implied: Callable[[dict[str, Any]], dict[str, Any]] = (
+        lambda config: {}
+    )  # what llama.cpp assumes
+
+
+def _every(period: int, layers: int) -> list[bool]:
+    """True but in every so many layers."""
+    return [(layer + 1) % period != 0 for layer in range(layers)]
+
+
+def _smollm3(config: dict[str, Any]) -> dict[str, Any]:
+    return {"no_rope_layers": [int(turns) for turns in _every(4, config["num_hidden_layers"])]}
+
+
+def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
+    layers, per_head = (
+        config["num_hidden_layers"],
+        config["hidden_size"] // config["num_attention_heads"],
+    )
+    kinds = ("full_attention", "sliding_attention")
+    return {
+        "layer_types": [kinds[slides] for slides in _every(6, layers)],
+        # The one with 62 layers scales its scores otherwise.
+        "query_pre_attn_scalar": per_head if layers == 62 else config["head_dim"],
+    }
 
 
 NORMED = LAYER_TENSORS | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), "LlamaForCausalLM", rotates_neighbours=True),
-    Architecture("smollm3", ("smollm3",), "SmolLM3ForCausalLM", rotates_neighbours=True),
+    Architecture(
+        "smollm3", ("smollm3",), "SmolLM3ForCausalLM", rotates_neighbours=True, implied=_smollm3
+    ),
     Architecture(
         "granite",
         ("granite",),
@@ -118,6 +146,7 @@ ARCHITECTURES = (
         },
         settings={"sliding_window": "attention.sliding_window"},
         fixed={"hidden_activation": "gelu_pytorch_tanh"},
+        implied=_gemma3,
     ),
 )
 
@@ -213,7 +242,7 @@ def read_settings(header: Header, row: Architecture) -> dict[str, Any]:
                 f"{where}.{key} is {_shown(own[key])}, and only {wanted} can be read; use the"
                 " model's Hugging Face checkpoint instead"
             )
-    return config
+    return {**config, **row.implied(config)}
 
 
 def _shown(value: Any) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from minialign.errors import InputError
 from minialign.weights.gguf import pairs_of_halves
 from minialign.weights.gguf_header import require_gguf
 from minialign.weights.gguf_names import (
@@ -63,6 +64,8 @@ def write_gguf(
     writer = _writer(file, row, name)
     _add_settings(writer, row, config, dtype)
     _add_tokenizer(writer, tokenizer, stops, config["vocab_size"])
+    if isinstance(config.get("pad_token_id"), int):
+        writer.add_pad_token_id(config["pad_token_id"])
     factors = _rope_factors(config)
     if factors is not None:
         writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
@@ -79,9 +82,9 @@ def write_gguf(
     for ours, tensor in tensors:
         heads = heads_in_pairs(row, ours, config)
         array = tensor.detach().float().cpu().numpy()
-        writer.write_tensor_data(
-            _stored(pairs_of_halves(array, heads) if heads else array, dtype)[0]
-        )
+        array = pairs_of_halves(array, heads) if heads else array
+        array = array + 1 if row.centred_norms and ours.endswith("norm.weight") else array
+        writer.write_tensor_data(_stored(array, dtype)[0])
     writer.close()
 
 
@@ -129,6 +132,11 @@ def _stored(array: Any, dtype: str) -> tuple[Any, Any]:
 
 
 def _add_settings(writer: Any, row: Architecture, config: dict[str, Any], dtype: str) -> None:
+    for key, value in row.implied(config).items():
+        if config.get(key) not in (None, value):
+            raise InputError(
+                f"config.json: {key} is not what llama.cpp takes it to be: use --to hf or peft"
+            )
     for ours, theirs in SETTINGS.items():
         add = writer.add_float32 if ours in REALS else writer.add_uint32
         add(f"{row.name}.{theirs}", config[ours])

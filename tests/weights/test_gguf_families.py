@@ -11,6 +11,7 @@ import torch
 from helpers.gguf_files import GgufBytes, Tensor
 from helpers.models import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCAB_SIZE, make_byte_level_backend
 
+from minialign.errors import InputError
 from minialign.weights.gguf import gguf_config, gguf_tensors
 from minialign.weights.gguf_header import KINDS
 from minialign.weights.gguf_names import plain_rope
@@ -54,10 +55,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "mistral": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {"head_dim": 8, "tie_word_embeddings": True}),
-    "qwen3": ("qwen3", {}),
+    "qwen3": ("qwen3", {"head_dim": 128}),
     "granite": ("granite", GRANITE),
     "smollm3": ("smollm3", {"no_rope_layer_interval": 4, "head_dim": 8}),
-    "gemma3": ("gemma3_text", {"sliding_window": 64, "query_pre_attn_scalar": 16}),
+    "gemma3": ("gemma3_text", {"sliding_window": 64, "head_dim": 256}),
 }
 # What transformers has its own reading of GGUF for.
 READ_BY_TRANSFORMERS = ("llama", "llama 3", "mistral", "qwen2", "qwen3", "gemma3")
@@ -154,6 +155,28 @@ def test_every_type_is_what_the_gguf_package_makes_of_it(kind: str, tmp_path: Pa
     array = found["model.layers.0.mlp.up_proj.weight"]
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gemma3", {"query_pre_attn_scalar": 100}),
+        ("gemma3", {"layer_types": ["full_attention"] * 4}),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 1]}),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+    ],
+)
+def test_what_a_file_cannot_say_is_refused(
+    family: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = settings(toy(family))
+    monkeypatch.setitem(globals(), "settings", lambda _: {**plain, **changes, **rope(changes)})
+    with pytest.raises(InputError, match="--to hf"):
+        written(toy(family), tmp_path / "toy.gguf")
+
+
+def rope(changes: dict[str, Any]) -> dict[str, Any]:
+    return plain_rope(changes) if "rope_scaling" in changes else {}
 
 
 def test_the_special_tokens_are_where_they_were(tmp_path: Path) -> None:

@@ -172,7 +172,9 @@ def test_a_template_that_does_more_is_left_out_with_a_warning(template: str) -> 
 
 # https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx: an instruction a line, a value in
 # quotes or triple quotes, and these parameters among others.
-INSTRUCTION = re.compile(r'(FROM|TEMPLATE|PARAMETER) ("""(?:.*?)"""|[^\n"]*(?:"[^"\n]*")?)\n', re.S)
+INSTRUCTION = re.compile(
+    r'(FROM|TEMPLATE|PARAMETER) ((?:stop )?"""(?:.*?)"""|[^\n"]*(?:"[^"\n]*")?)\n', re.S
+)
 PARAMETERS = {
     *("num_ctx", "repeat_penalty", "temperature", "stop", "top_k", "top_p", "min_p", "seed"),
 }

@@ -29,13 +29,13 @@ def write_card(run: Path, adapter: Path, *, texts: bool = False) -> None:
 
 
 def _card(run: RunFiles, config: dict[str, object], texts: bool) -> str:
-    base, found = str(config["base_model_name_or_path"]), find(run)
+    base, found = str(config.get("base_model_name_or_path", "")), find(run)
     title = run.card.title if run.card else run.method
-    about = [f"base_model: {base}"] if not base.startswith("/") else []
+    about = [f"base_model: {base}"] if base and not base.startswith("/") else []
     sections = [
         "\n".join(["---", *about, "library_name: peft", "tags: [lora, minialign]", "---"]),
         f"# {run.name}",
-        f"A LoRA adapter (rank {config['r']}) for `{base}`, trained by {title} from"
+        f"A LoRA adapter (rank {config.get('r')}) for `{base}`, trained by {title} from"
         f" {LEARNED[run.source == DEMONSTRATIONS]}.",
         "## What was learned",
         _learned(run, texts),
