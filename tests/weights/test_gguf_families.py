@@ -16,6 +16,7 @@ from minialign.weights.gguf import gguf_config, gguf_tensors
 from minialign.weights.gguf_header import KINDS
 from minialign.weights.gguf_names import plain_rope
 from minialign.weights.gguf_write import write_gguf
+from minialign.weights.load import load
 from minialign.weights.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf")
@@ -125,6 +126,15 @@ def test_transformers_computes_the_same_from_the_file(family: str, tmp_path: Pat
         return
     with torch.no_grad():
         assert (theirs(IDS).logits - model(IDS).logits).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_file_opens_here_and_computes_the_same(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("minialign.model.families")
+    model = toy(family)
+    ours, _ = load(str(written(model, tmp_path / "toy.gguf")), dtype="float32", device="cpu")
+    with torch.no_grad():
+        assert (ours.logits(IDS) - model(IDS).logits).abs().max() < 1e-4
 
 
 # ---- every type of weights ----
