@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,16 +148,11 @@ class PeftConfig:
     def rank_of(self, path: str) -> int:
         return _by_pattern(self.ranks, path, self.rank)
 
-    def scale_of(self, path: str, rank: int = 1) -> float:
-        """What B A is multiplied by in the layer at `path`, times `rank`."""
-        own = self.rank_of(path)
-        divisor = math.sqrt(own) if self.rank_stabilised else own
-        return _by_pattern(self.alphas, path, self.alpha) * (rank / divisor)
-
-    def common(self, paths: Iterable[str]) -> str:
-        """The layer whose scale is said of all: the first whose scale is not 0."""
-        paths = sorted(paths)
-        return next((path for path in paths if self.scale_of(path)), paths[0])
+    def scale_of(self, path: str) -> float:
+        """What B A is multiplied by in the layer at `path`."""
+        rank = self.rank_of(path)
+        alpha = _by_pattern(self.alphas, path, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
 
 
 def _names(targets: Any, path: str) -> bool:
@@ -231,11 +225,12 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"
         )
-    lora = _one_config(config, {key: tuple(state[key].shape) for key in state}, file)
+    layers = _layers(config, {key: tuple(state[key].shape) for key in state}, file)
+    lora = _one_config(config, layers)
     remove_adapter(model, name)
     apply_lora(model, lora, name)
     try:
-        load_adapter_state(model, name, _uniform(model, name, config, lora, state), str(file))
+        load_adapter_state(model, name, _uniform(model, name, config, layers, state), str(file))
     except InputError:
         # Or random numbers would stay behind, under its name.
         remove_adapter(model, name)
@@ -251,7 +246,7 @@ def lora_of(folder: Path) -> LoRAConfig:
             shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    return replace(_one_config(config, shapes, file), dropout=0.0)
+    return replace(_one_config(config, _layers(config, shapes, file)), dropout=0.0)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
@@ -267,47 +262,62 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _one_config(config: PeftConfig, shapes: dict[str, tuple[int, ...]], file: Path) -> LoRAConfig:
-    """The one rank and alpha that hold all layers; ranks that tensors lack are never made room for.
+def _layers(
+    config: PeftConfig, shapes: dict[str, tuple[int, ...]], file: Path
+) -> dict[str, tuple[int, float]]:
+    """The rank and the scale of every layer that has tensors, by its path.
 
-    The config may give the targets as a pattern, so they are read off the tensors' names.
+    Read off the shapes, and before anything is made: a config may say any rank.
     """
-    ranks = {}
+    layers = {}
     for key, shape in shapes.items():
         path, _, kind = key.removeprefix(PEFT_PREFIX).rpartition(".lora_")
         if kind not in ("A.weight", "B.weight") or len(shape) != 2:
             raise InputError(f"{file}: {key} is not supported")
-        rank = shape[0] if kind == "A.weight" else shape[1]
-        if rank != config.rank_of(path):
-            raise InputError(
-                f"{file}: {key} has rank {rank}, {CONFIG_FILE} says {config.rank_of(path)}"
-            )
-        ranks[path] = rank
-    if not ranks:
+        rank, said = shape[0] if kind == "A.weight" else shape[1], config.rank_of(path)
+        if rank != said:
+            raise InputError(f"{file}: {key} has rank {rank}, {CONFIG_FILE} says {said}")
+        layers[path] = rank, config.scale_of(path)
+    if not layers:
         raise InputError(f"{file}: holds no tensor: train the adapter again")
-    targets = tuple(sorted({path.split(".")[-1] for path in ranks}))
-    rank = max(ranks.values())
-    alpha = config.scale_of(config.common(ranks), rank)
+    return layers
+
+
+def _one_config(config: PeftConfig, layers: dict[str, tuple[int, float]]) -> LoRAConfig:
+    """One rank that holds all layers, and the alpha that makes their common scale of it.
+
+    The config may give its targets as a pattern, so they are read off the paths.
+    """
+    targets = tuple(sorted({path.split(".")[-1] for path in layers}))
+    rank, scale = max(rank for rank, _ in layers.values()), _common_scale(layers)
+    is_plain = (rank, scale) == (config.rank, config.alpha / config.rank)
+    alpha = config.alpha if is_plain else scale * rank
     return LoRAConfig(rank, alpha, config.dropout, targets)
 
 
+def _common_scale(layers: dict[str, tuple[int, float]]) -> float:
+    """The first that is not 0: what others differ by goes into B."""
+    return next((scale for _, (_, scale) in sorted(layers.items()) if scale), 0.0)
+
+
 def _uniform(
-    model: nn.Module, name: str, config: PeftConfig, lora: LoRAConfig, state: dict[str, Tensor]
+    model: nn.Module,
+    name: str,
+    config: PeftConfig,
+    layers: dict[str, tuple[int, float]],
+    state: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """PEFT's tensors as those of one rank and one alpha; zeros in the layers that it skips."""
-    found = dict(state)
-    paths = [key.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for key in state]
-    common = config.scale_of(config.common(paths))
+    found, common = dict(state), _common_scale(layers) or 1.0
     for path, layer in lora_layers(model).items():
         a, b = (f"{PEFT_PREFIX}{path}.lora_{kind}.weight" for kind in "AB")
         if name not in layer.configs:
             continue
-        if a not in state and b not in state and not config.reaches(path):
-            found[a] = torch.zeros_like(layer.lora_A[name])
-            found[b] = torch.zeros_like(layer.lora_B[name])
-        elif a in state and b in state:
-            missing = lora.rank - len(state[a])
-            factor = config.scale_of(path) / (common or 1.0)
+        if a in state and b in state:
+            missing, factor = layer.configs[name].rank - len(state[a]), layers[path][1] / common
             found[a] = F.pad(state[a].float(), (0, 0, 0, missing))
             found[b] = F.pad(state[b].float() * factor, (0, missing))
+        elif a not in state and b not in state and not config.reaches(path):
+            found[a] = torch.zeros_like(layer.lora_A[name])
+            found[b] = torch.zeros_like(layer.lora_B[name])
     return found
