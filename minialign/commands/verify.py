@@ -102,9 +102,9 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
     if tokenizer.encode_prompt(PROBE) != before.probe:
         raise _broken(written, "its tokenizer reads a text as other tokens")
     prompts, logits = prompts_of(model, tokenizer), logits_of(model, before.ids)
-    error, spread = _distance(logits, before.logits), float(torch.cat(before.logits).std())
-    if not error < BROKEN * spread:
-        raise _broken(written, f"its logits are off by {error:.2g}, of a spread of {spread:.2g}")
+    off, spread = _distance(logits, before.logits), float(torch.cat(before.logits).std())
+    if not off < BROKEN * spread:
+        raise _broken(written, f"its logits are off by {off:.2g}, of a spread of {spread:.2g}")
     largest = max(float((a - b).abs().max()) for a, b in zip(logits, before.logits, strict=True))
     same = sum(a == b for a, b in zip(greedy(model, prompts), before.answers, strict=True))
     share = rounding.changed / max(1, rounding.reached)
@@ -114,9 +114,9 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
         f" {share:.1%} of the weights that the adapter reaches changed",
     ]
     effect = _distance(before.without, before.logits)
-    if error > LOST * effect:
+    if off > LOST * effect:
         lines.append(
-            f"warning: rounding moves the logits by {error:.2g}, what was learned moves them by"
+            f"warning: rounding moves the logits by {off:.2g}, what was learned moves them by"
             f" {effect:.2g}: little of it is left; export with a wider --dtype, or --to peft"
         )
     return lines

@@ -279,17 +279,17 @@ def _number(own: dict[str, Any], key: str, where: str) -> Any:
 
 
 def _real(own: dict[str, Any], key: str, where: str) -> Any:
-    value = own.get(key)
+    value: Any = own.get(key)
     if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value < 2**31:
         raise InputError(f"{where}.{key} is {_shown(value)}, not a number; use another file")
     return shortest(value) if isinstance(value, float) else value
 
 
 def _scaling(own: dict[str, Any], where: str) -> dict[str, Any] | None:
-    kind = own.get(SCALING_TYPE, "none")
+    kind: Any = own.get(SCALING_TYPE, "none")
     if kind == "none":
         return None
-    if kind not in SCALING_TYPES:
+    if not isinstance(kind, str) or kind not in SCALING_TYPES:
         raise InputError(
             f"{where}.{SCALING_TYPE} {_shown(kind)} is not supported; use another file"
         )

@@ -89,8 +89,8 @@ def read_tokenizer(header: Header) -> tuple[Any, dict[str, Any]]:
     Raises InputError for another kind of tokenizer or pre-tokenizer, and for lists that do not fit.
     """
     kinds = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _unigram}
-    kind = header.settings.get("tokenizer.ggml.model")
-    if kind not in kinds:
+    kind: Any = header.settings.get("tokenizer.ggml.model")
+    if not isinstance(kind, str) or kind not in kinds:
         _refuse(header, "tokenizer.ggml.model", kind, kinds)
     _check_ids(header)
     try:
@@ -157,10 +157,10 @@ def _vocabulary(tokens: list[str]) -> dict[str, int]:
 
 
 def _pre_tokenizer(header: Header) -> PreTokenizer:
-    name = header.settings.get("tokenizer.ggml.pre")
-    if name not in PRE_TOKENIZERS:
+    name: Any = header.settings.get("tokenizer.ggml.pre")
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         _refuse(header, "tokenizer.ggml.pre", name, PRE_TOKENIZERS)
-    return PRE_TOKENIZERS[str(name)]
+    return PRE_TOKENIZERS[name]
 
 
 def _byte_level(header: Header) -> Any:

@@ -56,8 +56,8 @@ def write_checkpoint(
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
     write_safetensors(folder / "model.safetensors", shapes, dtype, tensors)
-    kind = {key: dtype for key in ("torch_dtype", "dtype") if key in config}
-    write_json(folder / "config.json", {**config, **(kind or {"dtype": dtype})})
+    kinds = [key for key in ("torch_dtype", "dtype") if key in config] or ["dtype"]
+    write_json(folder / "config.json", {**config, **dict.fromkeys(kinds, dtype)})
 
 
 def write_safetensors(
