@@ -7,7 +7,7 @@ two models answer, so that a wrong setting shows as well.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,21 +35,21 @@ PROBE = "I've 12345 reasons, naïve ones:\n\n\t* 日本 👍  don't!"
 class Answers:
     """What a model says to ten prompts without chance, and how sure it is of every token."""
 
-    ids: list[tuple[int, ...]]
+    prompts: list[list[int]]
     answers: list[tuple[int, ...]]
     logits: list[Tensor]
-    without: list[Tensor]  # of the base alone, for the same texts
+    effect: float  # how far the base alone is from them
     probe: list[int]
 
     @classmethod
     def of(cls, model: CausalLM, tokenizer: Tokenizer) -> Answers:
         prompts = prompts_of(model, tokenizer)
         answers = greedy(model, prompts)
-        ids = [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        logits = logits_of(model, ids)
+        found = cls(prompts, answers, [], 0.0, tokenizer.encode_prompt(PROBE))
+        found.logits = list(logits_of(model, found))
         with reference_policy(model, None):
-            without = logits_of(model, ids)
-        return cls(ids, answers, logits, without, tokenizer.encode_prompt(PROBE))
+            found.effect = distance(zip(logits_of(model, found), found.logits, strict=True))
+        return found
 
 
 def prompts_of(model: CausalLM, tokenizer: Tokenizer) -> list[list[int]]:
@@ -64,8 +64,17 @@ def greedy(model: CausalLM, prompts: list[list[int]]) -> list[tuple[int, ...]]:
 
 
 @torch.no_grad()
-def logits_of(model: CausalLM, texts: list[tuple[int, ...]]) -> list[Tensor]:
-    return [model.logits(torch.tensor([ids], device=model.device))[0].cpu() for ids in texts]
+def logits_of(model: CausalLM, said: Answers) -> Iterator[Tensor]:
+    """For every prompt those by which its answer was chosen, (T, V)."""
+    for prompt, answer in zip(said.prompts, said.answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer]], device=model.device)
+        yield model.logits(ids)[0, len(prompt) - 1 :].cpu()
+
+
+def distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The root of the mean square over all numbers."""
+    sums = [((a - b).square().sum().item(), a.numel()) for a, b in pairs]
+    return float((sum(total for total, _ in sums) / sum(count for _, count in sums)) ** 0.5)
 
 
 @dataclass
@@ -101,31 +110,27 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
             raise _broken(written, f"{name} holds other numbers than were written")
     if tokenizer.encode_prompt(PROBE) != before.probe:
         raise _broken(written, "its tokenizer reads a text as other tokens")
-    prompts, logits = prompts_of(model, tokenizer), logits_of(model, before.ids)
-    off, spread = _distance(logits, before.logits), float(torch.cat(before.logits).std())
+    logits = list(logits_of(model, before))
+    pairs = list(zip(logits, before.logits, strict=True))
+    off, spread = distance(pairs), float(torch.cat(before.logits).std())
     if not off < BROKEN * spread:
         raise _broken(written, f"its logits are off by {off:.2g}, of a spread of {spread:.2g}")
-    largest = max(float((a - b).abs().max()) for a, b in zip(logits, before.logits, strict=True))
-    same = sum(a == b for a, b in zip(greedy(model, prompts), before.answers, strict=True))
+    largest = max(float((a - b).abs().max()) for a, b in pairs)
+    answers = greedy(model, prompts_of(model, tokenizer))
+    same = sum(a == b for a, b in zip(answers, before.answers, strict=True))
     share = rounding.changed / max(1, rounding.reached)
     lines = [
         f"checked: opened again; {same} of {PROMPTS} greedy answers ({TOKENS} tokens) are the same,"
         f" logits differ by {largest:.2g} at most (they spread by {spread:.2g});"
         f" {share:.1%} of the weights that the adapter reaches changed",
     ]
-    effect = _distance(before.without, before.logits)
-    if off > LOST * effect:
+    if off > LOST * before.effect:
         lines.append(
             f"warning: rounding moves the logits by {off:.2g}, what was learned moves them by"
-            f" {effect:.2g}: little of it is left; export with a wider --dtype, or --to peft"
+            f" {before.effect:.2g}: little of it is left; export with a wider --dtype, or --to peft"
         )
     return lines
 
 
 def _broken(written: Path, reason: str) -> InputError:
     return InputError(f"{written.name}: {reason}, so nothing was kept; please report this")
-
-
-def _distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The root of the mean square over all tokens."""
-    return float((torch.cat(ours) - torch.cat(theirs)).square().mean().sqrt())
