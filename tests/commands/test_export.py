@@ -16,6 +16,7 @@ from helpers.models import (
     SPECIAL_TOKENS,
     TOY_CONFIG,
     make_model,
+    numbers,
     write_checkpoint,
     write_folder,
 )
@@ -135,7 +136,7 @@ def test_adapters_are_added_up_with_weights(made: Path, tmp_path: Path) -> None:
 def test_a_tied_head_and_a_padded_vocabulary(made: Path, tmp_path: Path) -> None:
     changes = {"vocab_size": 352, "tie_word_embeddings": True, "num_hidden_layers": 1}
     model = make_model(dataclasses.replace(TOY_CONFIG, **changes))
-    plain = {"model_type": "llama", "eos_token_id": 2, **dataclasses.asdict(model.config)}
+    plain = {"model_type": "llama", "eos_token_id": 2, **numbers(model.config)}
     write_folder(tmp_path / "tied", model, plain)
     adapter(tmp_path / "adapter", tmp_path / "tied")
     for to in ("hf", "gguf"):

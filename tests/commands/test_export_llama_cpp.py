@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.adapters import CONFIG, fill
 from helpers.commands import call
-from helpers.models import TOY_CONFIG, make_model, write_checkpoint, write_folder
+from helpers.models import TOY_CONFIG, make_model, numbers, write_checkpoint, write_folder
 
 from minialign.commands import export, verify
 from minialign.model.transformer import CausalLM
@@ -112,7 +112,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = replace(TOY_CONFIG, hidden_size=256, intermediate_size=256, head_dim=64)
     model = make_model(config, std=0.08)
     write_folder(
-        folder / "toy", model, {"model_type": "llama", "eos_token_id": 2, **asdict(config)}
+        folder / "toy", model, {"model_type": "llama", "eos_token_id": 2, **numbers(config)}
     )
     apply_lora(model, CONFIG)
     save_adapter(model, folder / "nothing")

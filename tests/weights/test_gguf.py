@@ -201,7 +201,6 @@ def test_config(tmp_path: Path) -> None:
         "num_key_value_heads": KEY_VALUE_HEADS,
         "head_dim": HEAD_DIM,
         "hidden_act": "silu",
-        "attention_bias": False,
         "rms_norm_eps": 1e-5,
         "rope_theta": 100000.0,
         "rope_scaling": None,
@@ -269,7 +268,7 @@ def test_transformers_reads_the_same_ids(tmp_path: Path) -> None:
         ({"tokenizer": "bert"}, "tokenizer.ggml.model"),
         ({"pre": "poro-chat"}, "poro-chat"),
         ({"pre": "default"}, "tokenizer.ggml.pre"),
-        ({"rope_scaling": True}, "linear"),
+        ({"rope_scaling": True}, "rope.scaling.factor"),
     ],
 )
 def test_unknown_kinds_are_refused(tmp_path: Path, kinds: dict[str, Any], named: str) -> None:
