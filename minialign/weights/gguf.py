@@ -20,12 +20,14 @@ import numpy as np
 from minialign.errors import InputError
 from minialign.weights.gguf_header import Header, TensorInfo, read_header
 from minialign.weights.gguf_names import (
+    LONG_FACTORS,
     ROPE_FACTORS,
     Architecture,
     architecture_of,
     heads_in_pairs,
     hf_tensor_name,
     layer_names,
+    parts_of,
     read_settings,
     rope_scaling,
 )
@@ -45,11 +47,10 @@ def gguf_config(file: Path) -> dict[str, Any]:
     config = read_settings(header, row)
     stops = stop_ids(header)
     factors = header.tensors.get(ROPE_FACTORS)
-    config["rope_scaling"] = (
-        rope_scaling(_dequantized(header, factors), config, file)
-        if factors
-        else config["rope_scaling"]
-    )
+    if factors:
+        config["rope_scaling"] = rope_scaling(_dequantized(header, factors), config, file)
+    if row.longrope and LONG_FACTORS["short_factor"] in header.tensors:
+        config["rope_scaling"] = {"type": "longrope", **_long_factors(header)}
     return {
         "architectures": [row.class_name],
         "model_type": row.model_types[0],
@@ -63,6 +64,11 @@ def gguf_config(file: Path) -> dict[str, Any]:
     }
 
 
+def _long_factors(header: Header) -> dict[str, list[float]]:
+    found = {key: header.tensors.get(name) for key, name in LONG_FACTORS.items()}
+    return {key: _dequantized(header, info).ravel().tolist() for key, info in found.items() if info}
+
+
 def gguf_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """The tensors' shapes under their Hugging Face names.
 
@@ -70,15 +76,25 @@ def gguf_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """
     header = read_header(file)
     row = architecture_of(header)
-    shapes = {name: info.shape for name, info in _renamed(header, row).items()}
-    layers = read_settings(header, row)["num_hidden_layers"]
+    config = read_settings(header, row)
+    shapes, layers = _shapes(header, row), config["num_hidden_layers"]
     wrong = sorted(layer_names(row, layers) ^ (shapes.keys() - {"lm_head.weight"}))
     if wrong:
         raise InputError(
             f"{file}: {len(wrong)} tensors are missing or surplus for {layers} layers, the first"
             f" is {wrong[0]}; download the file again"
         )
-    return shapes
+    split: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        parts = parts_of(name, config)
+        if parts and shape[0] != sum(parts.values()):
+            raise InputError(f"{file}: {name} has {shape[0]} rows, its settings make it other ones")
+        split |= {part: (rows, *shape[1:]) for part, rows in parts.items()} or {name: shape}
+    return split
+
+
+def _shapes(header: Header, row: Architecture) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in _renamed(header, row).items()}
 
 
 def gguf_tensors(file: Path) -> Iterator[tuple[str, Any]]:
@@ -95,13 +111,17 @@ def gguf_tensors(file: Path) -> Iterator[tuple[str, Any]]:
         array = _dequantized(header, info)
         if row.centred_norms and name.endswith("norm.weight"):
             array = array - 1
-        yield name, halves_of_pairs(array, heads) if heads else array
+        if parts := parts_of(name, config):
+            places = np.cumsum(list(parts.values()))[:-1]
+            yield from zip(parts, np.split(array, places), strict=True)
+        else:
+            yield name, halves_of_pairs(array, heads) if heads else array
 
 
 def _renamed(header: Header, row: Architecture) -> dict[str, TensorInfo]:
     found: dict[str, TensorInfo] = {}
     for name, info in header.tensors.items():
-        if name == ROPE_FACTORS:
+        if name == ROPE_FACTORS or (row.longrope and name in LONG_FACTORS.values()):
             continue
         ours = hf_tensor_name(row, name)
         if ours is None:

@@ -39,10 +39,8 @@ IMPLIED = {
 }
 # How positions are stretched, where settings say so and not the tensor ROPE_FACTORS.
 SCALING_TYPE = "rope.scaling.type"
-SCALING = {
-    "factor": "rope.scaling.factor",
-    "original_max_position_embeddings": "rope.scaling.original_context_length",
-}
+ORIGINAL = "original_max_position_embeddings"
+SCALING = {"factor": "rope.scaling.factor", ORIGINAL: "rope.scaling.original_context_length"}
 SCALING_TYPES = {"linear": ("factor",), "yarn": tuple(SCALING)}
 TENSORS = {
     "model.embed_tokens": "token_embd",
@@ -81,9 +79,9 @@ class Architecture:
     biases: tuple[str, ...] = ()
     settings: dict[str, str] = field(default_factory=dict)  # besides SETTINGS: numbers
     fixed: dict[str, Any] = field(default_factory=lambda: {"hidden_act": "silu"})
-    implied: Callable[[dict[str, Any]], dict[str, Any]] = (
-        lambda config: {}
-    )  # what llama.cpp assumes
+    longrope: bool = False  # a factor for each pair of channels, and some may not turn at all
+    # What llama.cpp takes for granted of these sizes.
+    implied: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: {}
 
 
 def _every(period: int, layers: int) -> list[bool]:
@@ -96,10 +94,8 @@ def _smollm3(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3(config: dict[str, Any]) -> dict[str, Any]:
-    layers, per_head = (
-        config["num_hidden_layers"],
-        config["hidden_size"] // config["num_attention_heads"],
-    )
+    layers = config["num_hidden_layers"]
+    per_head = config["hidden_size"] // config["num_attention_heads"]
     kinds = ("full_attention", "sliding_attention")
     return {
         "layer_types": [kinds[slides] for slides in _every(6, layers)],
@@ -148,7 +144,27 @@ ARCHITECTURES = (
         fixed={"hidden_activation": "gelu_pytorch_tanh"},
         implied=_gemma3,
     ),
+    Architecture(
+        "phi3",
+        ("phi3",),
+        "Phi3ForCausalLM",
+        layer_tensors={
+            "input_layernorm": "attn_norm",
+            "self_attn.qkv_proj": "attn_qkv",
+            "self_attn.o_proj": "attn_output",
+            "post_attention_layernorm": "ffn_norm",
+            "mlp.gate_up_proj": "ffn_up",
+            "mlp.down_proj": "ffn_down",
+        },
+        longrope=True,
+    ),
 )
+# What longrope adds, in settings and in tensors.
+LONGROPE = ("rope.dimension_count", "attention.sliding_window", "rope.scaling.attn_factor")
+LONG_FACTORS = {
+    "short_factor": "rope_factors_short.weight",
+    "long_factor": "rope_factors_long.weight",
+}
 
 
 def architecture_of(header: Header) -> Architecture:
@@ -166,7 +182,7 @@ def architecture_of(header: Header) -> Architecture:
 def architecture_for(model_type: str) -> Architecture:
     """The row for a config.json. Raises InputError for a family that cannot be written."""
     for row in ARCHITECTURES:
-        if model_type in row.model_types:
+        if model_type in row.model_types and not row.longrope:
             return row
     raise InputError(f"a {model_type} model cannot be written as GGUF yet: use --to hf or peft")
 
@@ -233,6 +249,9 @@ def read_settings(header: Header, row: Architecture) -> dict[str, Any]:
     }
     _check_sizes(config, header)
     named = {*SETTINGS.values(), *row.settings.values(), SCALING_TYPE, *SCALING.values()}
+    if row.longrope:
+        config |= _longrope(own, config, where)
+        named |= set(LONGROPE)
     for key in own.keys() - named:
         if key not in IMPLIED:
             raise InputError(f"{where}.{key} = {_shown(own[key])} is not known; use another file")
@@ -295,6 +314,30 @@ def _scaling(own: dict[str, Any], where: str) -> dict[str, Any] | None:
         )
     found = {key: _real(own, SCALING[key], where) for key in SCALING_TYPES[kind]}
     return {"rope_type": kind, **found}
+
+
+def _longrope(own: dict[str, Any], config: dict[str, Any], where: str) -> dict[str, Any]:
+    turned, window = own.get(LONGROPE[0], config["head_dim"]), own.get(LONGROPE[1], 0)
+    if type(turned) is not int or not 0 < turned <= config["head_dim"] or type(window) is not int:
+        raise InputError(f"{where}.{LONGROPE[0]} is {_shown(turned)}; use another file")
+    return {
+        "partial_rotary_factor": turned / config["head_dim"],
+        "original_max_position_embeddings": _real(own, SCALING[ORIGINAL], where),
+        "sliding_window": window or None,
+    }
+
+
+def parts_of(name: str, config: dict[str, Any]) -> dict[str, int]:
+    """The tensors that one holds for several, one below the other, each with its rows."""
+    heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
+    sizes = {"q_proj": heads, "k_proj": shared, "v_proj": shared}
+    if "qkv_proj" in name:
+        rows = {part: count * config["head_dim"] for part, count in sizes.items()}
+        return {name.replace("qkv_proj", part): count for part, count in rows.items()}
+    if "gate_up_proj" in name:
+        both = ("gate_proj", "up_proj")
+        return {name.replace("gate_up_proj", part): config["intermediate_size"] for part in both}
+    return {}
 
 
 def _check_sizes(config: dict[str, Any], header: Header) -> None:

@@ -15,6 +15,7 @@ from minialign.errors import InputError
 from minialign.weights.gguf import gguf_config, gguf_tensors
 from minialign.weights.gguf_header import KINDS
 from minialign.weights.gguf_names import plain_rope
+from minialign.weights.gguf_tokenizer import tokenizer_settings
 from minialign.weights.gguf_write import write_gguf
 from minialign.weights.load import load
 from minialign.weights.tokenizer import Tokenizer
@@ -133,6 +134,65 @@ def test_the_file_opens_here_and_computes_the_same(family: str, tmp_path: Path) 
     pytest.importorskip("minialign.model.families")
     model = toy(family)
     ours, _ = load(str(written(model, tmp_path / "toy.gguf")), dtype="float32", device="cpu")
+    with torch.no_grad():
+        assert (ours.logits(IDS) - model(IDS).logits).abs().max() < 1e-4
+
+
+PHI3 = {
+    "embedding_length": 64,
+    "feed_forward_length": 96,
+    "block_count": 2,
+    "attention.head_count": 4,
+    "attention.head_count_kv": 2,
+    "context_length": 128,
+    "rope.dimension_count": 8,
+    "rope.scaling.original_context_length": 64,
+    "attention.sliding_window": 0,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+    "rope.freq_base": 1e4,
+}
+FACTORS = {"short": [1.0, 1.5, 2.0, 3.0], "long": [1.0, 4.0, 9.0, 20.0]}
+
+
+def test_phi3_with_its_fused_tensors_and_half_of_the_channels_turned(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes one."""
+    rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "partial_rotary_factor": 0.5,
+        **{f"{name}_factor": factors for name, factors in FACTORS.items()},
+    }
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        **SIZES | {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
+        rope_parameters=rope_parameters,
+        original_max_position_embeddings=64,
+        tie_word_embeddings=False,
+    )
+    config.max_position_embeddings, config.head_dim = 128, 16
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    file = GgufBytes()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI3, 2)
+    own = {f"phi3.{key}": value for key, value in PHI3.items()}
+    tokens = tokenizer_settings(make_byte_level_backend(), VOCAB_SIZE)
+    named = {f"tokenizer.ggml.{key}": value for key, value in tokens.items()}
+    ends = {"tokenizer.ggml.eos_token_id": 2}
+    file.settings = {"general.architecture": "phi3", **own, **named, **ends}
+    tensors = {
+        f"{names.get_name(name.removesuffix('.weight'))}.weight": tensor.detach().numpy()
+        for name, tensor in model.named_parameters()
+    }
+    for name, factors in FACTORS.items():
+        tensors[f"rope_factors_{name}.weight"] = np.array(factors, np.float32)
+    file.tensors = {name: Tensor(a.shape, 0, a.tobytes()) for name, a in tensors.items()}
+    written = file.write(tmp_path / "phi.gguf")
+    found = gguf_config(written)
+    assert found["partial_rotary_factor"] == 0.5 and found["sliding_window"] is None
+    assert found["rope_scaling"]["short_factor"] == FACTORS["short"]
+    shapes = {name: array.shape for name, array in gguf_tensors(written)}
+    assert shapes["model.layers.1.self_attn.k_proj.weight"] == (32, 64)
+    pytest.importorskip("minialign.model.families")
+    ours, _ = load(str(written), dtype="float32", device="cpu")
     with torch.no_grad():
         assert (ours.logits(IDS) - model(IDS).logits).abs().max() < 1e-4
 
