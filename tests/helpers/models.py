@@ -100,4 +100,4 @@ def write_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
 
 def numbers(config: ModelConfig) -> dict[str, Any]:
     """The sizes and switches of a config, as config.json has them."""
-    return {name: value for name, value in vars(config).items() if isinstance(value, int | float)}
+    return {name: value for name, value in vars(config).items() if isinstance(value, int)}
