@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from minialign.policy.merge import base_parameters
-from minialign.weights.gguf_names import plain_rope
+from minialign.weights.gguf_settings import plain_rope
 from minialign.weights.gguf_write import write_gguf
 from minialign.weights.load import load, read_config
 

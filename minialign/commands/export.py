@@ -206,7 +206,7 @@ class Export:
 
     def settings(self) -> dict[str, Any]:
         """config.json's with every default filled in, as GGUF needs them."""
-        from minialign.weights.gguf_names import SETTINGS, plain_rope
+        from minialign.weights.gguf_settings import SETTINGS, plain_rope
 
         model = self.model.config
         known = {key: getattr(model, key) for key in SETTINGS if hasattr(model, key)}

@@ -28,9 +28,8 @@ from minialign.weights.gguf_names import (
     hf_tensor_name,
     layer_names,
     parts_of,
-    read_settings,
-    rope_scaling,
 )
+from minialign.weights.gguf_settings import read_settings, rope_scaling
 from minialign.weights.gguf_tokenizer import read_tokenizer, stop_ids
 
 

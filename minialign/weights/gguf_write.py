@@ -16,17 +16,19 @@ from minialign.errors import InputError
 from minialign.weights.gguf import pairs_of_halves
 from minialign.weights.gguf_header import require_gguf
 from minialign.weights.gguf_names import (
-    REALS,
     ROPE_FACTORS,
+    Architecture,
+    architecture_for,
+    heads_in_pairs,
+    tensor_name,
+)
+from minialign.weights.gguf_settings import (
+    REALS,
     SCALING,
     SCALING_TYPE,
     SCALING_TYPES,
     SETTINGS,
-    Architecture,
-    architecture_for,
-    heads_in_pairs,
     rope_factors,
-    tensor_name,
 )
 from minialign.weights.gguf_tokenizer import END_KEYS, tokenizer_settings
 from minialign.weights.tokenizer import Tokenizer

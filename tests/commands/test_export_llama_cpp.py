@@ -132,7 +132,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("kind", QUANTISED)
 def test_a_file_of_llama_cpps_own_quantiser_opens_here(wide: Path, kind: str) -> None:
-    """llama.cpp rounds what goes into a product to 8 bits as well: its logits are only near ours."""
+    """llama.cpp rounds what goes into a product to 8 bits too, so its logits are only near ours."""
     target = wide / f"{kind}.gguf"
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype, settings.nthread = QUANTISED[kind], 1

@@ -14,7 +14,7 @@ from helpers.models import CHAT_TEMPLATE, SPECIAL_TOKENS, VOCAB_SIZE, make_byte_
 from minialign.errors import InputError
 from minialign.weights.gguf import gguf_config, gguf_tensors
 from minialign.weights.gguf_header import KINDS
-from minialign.weights.gguf_names import plain_rope
+from minialign.weights.gguf_settings import plain_rope
 from minialign.weights.gguf_tokenizer import tokenizer_settings
 from minialign.weights.gguf_write import write_gguf
 from minialign.weights.load import load
