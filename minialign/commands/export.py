@@ -114,8 +114,8 @@ def place(partial: Path, out: Path) -> None:
 
 def prepare(adapters: list[str], options: ExportOptions) -> Export:
     """Everything that can be refused before the model loads is, here."""
-    from minialign.commands.sample import SampleOptions, folder_and_weight, load_with_adapter
-    from minialign.training.folder import adapter_folder, base_of
+    from minialign.commands.sample import SampleOptions, load_with_adapter
+    from minialign.training.folder import adapter_folder, base_of, folder_and_weight
     from minialign.weights.find import find_checkpoint
     from minialign.weights.gguf_header import require_gguf
     from minialign.weights.gguf_names import architecture_for
@@ -258,12 +258,15 @@ class Export:
     def _write_model(self, partial: Path, rounding: Rounding) -> list[str]:
         from minialign.policy.merge import base_parameters, merged_tensors
         from minialign.weights.gguf_write import write_gguf
+        from minialign.weights.load import joined, joined_shapes
         from minialign.weights.write import write_checkpoint
 
         shapes = {name: tuple(tensor.shape) for name, tensor in base_parameters(self.model)}
         tensors = rounding.watch(merged_tensors(self.model))
         if self.options.to == "hf":
             partial.mkdir()
+            if self.model.config.family.fused:
+                shapes, tensors = joined_shapes(shapes), joined(tensors)
             write_checkpoint(partial, self.checkpoint, self.config, shapes, tensors, self.dtype)
             return []
         if self.options.to == "ollama":

@@ -66,6 +66,11 @@ class Job:
         asked = self.options.prompt
         return [{"role": "user", "content": asked}] if asked else self.source.preview
 
+    @property
+    def preview_tokens(self) -> int:
+        """Of an answer before or after, at most."""
+        return min(self.longest + self.longest // 2, self.work.sampling.max_new_tokens)
+
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""
         return {
@@ -108,8 +113,9 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
-    context = read_model_config(checkpoint).max_position_embeddings
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
+    context = config.max_position_embeddings
+    tokenizer.fit(config.vocab_size)
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
     knobs = knobs.fitted(longest)

@@ -22,6 +22,7 @@ from minialign.training.knobs import TrainOptions
 if TYPE_CHECKING:
     from minialign.commands.job import Job
     from minialign.model.transformer import CausalLM
+    from minialign.policy.sample import Completion
     from minialign.training.run import Run
 
 
@@ -86,8 +87,7 @@ class Session:
     job: Job
     model: CausalLM
     run: Run
-    before: str
-    after: str = ""
+    before: Completion
 
 
 def load(job: Job) -> Session:
@@ -172,15 +172,18 @@ def show(session: Session) -> None:
     from minialign.policy.adapters import active_adapter
 
     job, run = session.job, session.run
-    session.after = answer(session.model, job, active_adapter(session.model))
-    asked = job.prompt[-1]["content"]
-    run.write_preview(asked, session.before, session.after)
+    after = answer(session.model, job, active_adapter(session.model))
+    asked, answers = job.prompt[-1]["content"], {"before": session.before, "after": after}
+    cut = [name for name, found in answers.items() if found.finish_reason == "length"]
+    run.write_preview(asked, session.before.text, after.text, cut)
     run.finish()
     write_card(job.out, job.out / "adapter")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {run.elapsed:.0f} s ({spent})\n")
-    for title, text in (("prompt", asked), ("before", session.before), ("after", session.after)):
-        print(f"--- {title} ---\n{text}\n")
+    print(f"--- prompt ---\n{asked}\n")
+    for name, found in answers.items():
+        title = f"{name}, cut off after {job.preview_tokens} tokens" if name in cut else name
+        print(f"--- {title} ---\n{found.text}\n")
     print(f"all of it on one page: {write_report(job.out)}")
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
@@ -188,7 +191,7 @@ def show(session: Session) -> None:
         print(f"      {evaluation}")
 
 
-def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
+def answer(model: CausalLM, job: Job, adapter: str | None) -> Completion:
     """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
     from minialign.policy.reference import reference_policy
     from minialign.policy.sample import generate
@@ -198,8 +201,8 @@ def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
             model,
             job.tokenizer,
             [job.prompt],
-            max_new_tokens=job.longest + job.longest // 2,
+            max_new_tokens=job.preview_tokens,
             temperature=0.7,
             seed=job.options.seed,
         )
-    return group[0].text
+    return group[0]

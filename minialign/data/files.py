@@ -51,7 +51,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object")

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minialign.evaluation.judges.style import copied_share
 from minialign.policy.sample import Completion
 
-WORDS_IN_A_ROW = 4  # of a repetition
+# Of a repetition.
+WORDS_IN_A_ROW = 4
+WORD = re.compile(r"[^\W\d_]+")
+# A capitalised word within a sentence, or in the line below a comma, as a letter is signed.
+NAME = re.compile(r"(?<=[\w,;:])\s[A-ZÀ-ÖØ-Þ][^\W\d_]+")
 
 
 @dataclass(frozen=True)
 class TextFigures:
-    stops: float  # the share of answers that ended by themselves
+    # the share of answers that ended by themselves
+    stops: float
     mean_tokens: float
-    distinct_2: float  # of all pairs of neighbouring words, over all answers: collapse shows
-    repetition: float  # the mean share of an answer's word 4-grams that stood in it before
-    copied: float  # the mean share of words that stand 8 in a row in a demonstration
+    # of all pairs of neighbouring words, over all answers: collapse shows
+    distinct_2: float
+    # the mean share of an answer's word 4-grams that stood in it before
+    repetition: float
+    # the mean share of words that stand 8 in a row in a demonstration
+    copied: float
 
 
 def text_figures(
@@ -43,6 +52,16 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 def repetition(text: str) -> float:
     grams = _grams(text, WORDS_IN_A_ROW)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def new_names(text: str, given: Sequence[str]) -> int:
+    """How many names the text has that none of the texts `given` holds, in any case.
+
+    A name is a capitalised word within a sentence that the text never writes in small letters.
+    """
+    known = {word.lower() for other in given for word in WORD.findall(other)}
+    known |= {word for word in WORD.findall(text) if word.islower()}
+    return len({name.strip().lower() for name in NAME.findall(text)} - known)
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:

@@ -28,7 +28,7 @@ class LoRALinear(Linear):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.lora_A = nn.ParameterDict()  # name -> (rank, in)
         self.lora_B = nn.ParameterDict()  # name -> (out, rank)
         self.configs: dict[str, LoRAConfig] = {}

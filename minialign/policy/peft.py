@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minialign.data.files import read_json
 from minialign.errors import InputError
 from minialign.policy.adapters import active_adapter, apply_lora, lora_layers, remove_adapter
+from minialign.policy.joined import Parts, join, part_names, split
 from minialign.policy.knobs import LoRAConfig
 
 PEFT_PREFIX = "base_model.model."
@@ -104,8 +105,9 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     # one metadata entry: of two, safetensors writes now the one, now the other first
     file = folder / "adapter_model.safetensors"
-    save_file(adapter_state(model, name), file, metadata={"format": "pt"})
-    base = {"base_signs": base_fingerprint(model)}
+    state, held = join(model, adapter_state(model, name))
+    save_file(state, file, metadata={"format": "pt"})
+    base = {"base_signs": base_fingerprint(model)} | ({"joined": held} if held else {})
     (folder / BASE_FILE).write_text(json.dumps(base) + "\n")
     description = {
         "peft_type": "LORA",
@@ -115,12 +117,31 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "target_modules": sorted({key.split(".")[-3] for key in state})
+        if held
+        else list(config.target_modules),
+        **_patterns(held, config),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _patterns(held: Parts, config: LoRAConfig) -> dict[str, dict[str, float]]:
+    """The ranks of joined adapters, and alphas that leave alpha / rank as it is."""
+    if not held:
+        return {}
+    return {
+        "rank_pattern": {whole: len(parts) * config.rank for whole, parts in held.items()},
+        "alpha_pattern": {whole: len(parts) * config.alpha for whole, parts in held.items()},
+    }
+
+
+def joined_parts(folder: Path) -> Parts:
+    """What `save_adapter` noted of adapters that it joined."""
+    file = folder / BASE_FILE
+    return read_json(file).get("joined", {}) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -225,7 +246,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"
         )
-    layers = _layers(config, {key: tuple(state[key].shape) for key in state}, file)
+    shapes, held = {key: tuple(state[key].shape) for key in state}, joined_parts(folder)
+    layers, state = _layers(config, shapes, file, held), split(model, state, held)
     lora = _one_config(config, layers)
     remove_adapter(model, name)
     apply_lora(model, lora, name)
@@ -246,7 +268,8 @@ def lora_of(folder: Path) -> LoRAConfig:
             shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    return replace(_one_config(config, _layers(config, shapes, file)), dropout=0.0)
+    layers = _layers(config, shapes, file, joined_parts(folder))
+    return replace(_one_config(config, layers), dropout=0.0)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
@@ -263,7 +286,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def _layers(
-    config: PeftConfig, shapes: dict[str, tuple[int, ...]], file: Path
+    config: PeftConfig, shapes: dict[str, tuple[int, ...]], file: Path, held: Parts
 ) -> dict[str, tuple[int, float]]:
     """The rank and the scale of every layer that has tensors, by its path.
 
@@ -277,7 +300,10 @@ def _layers(
         rank, said = shape[0] if kind == "A.weight" else shape[1], config.rank_of(path)
         if rank != said:
             raise InputError(f"{file}: {key} has rank {rank}, {CONFIG_FILE} says {said}")
-        layers[path] = rank, config.scale_of(path)
+        base, _, stored = path.rpartition(".")
+        for part in part_names(stored, held):
+            own = rank // len(held.get(stored, [part]))
+            layers[f"{base}.{part}"] = own, config.scale_of(path)
     if not layers:
         raise InputError(f"{file}: holds no tensor: train the adapter again")
     return layers

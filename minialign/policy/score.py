@@ -56,12 +56,15 @@ def divergence(model: CausalLM, sequences: Sequence[Example], reference: str | N
 def _predictors(model: CausalLM, packed: Packed) -> Tensor:
     """The hidden states that predict `packed.targets`, (N, D)."""
     device = model.device
-    attend = PackedAttention(packed.segments, model.config.sliding_window, device)
+    attend = PackedAttention(packed.segments, model.config.windows, device)
     ids, positions = (
         torch.tensor(packed.ids, device=device),
         torch.tensor(packed.positions, device=device),
     )
-    return model(ids, positions, attend)[torch.tensor(packed.predictors, device=device)]
+    hidden = model(ids, positions, attend)
+    # A shared prompt's last state predicts the first token of each of its completions. The gradient
+    # of plain indexing adds those up in whatever order the threads come; this one's order is fixed.
+    return hidden.index_select(0, torch.tensor(packed.predictors, device=device))
 
 
 def _head_kl(hidden: Tensor, weight: Tensor, reference_hidden: Tensor) -> Tensor:

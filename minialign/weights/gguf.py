@@ -63,6 +63,10 @@ def gguf_config(file: Path) -> dict[str, Any]:
     }
 
 
+def gguf_stop_ids(file: Path) -> list[int]:
+    return stop_ids(read_header(file))
+
+
 def _long_factors(header: Header) -> dict[str, list[float]]:
     found = {key: header.tensors.get(name) for key, name in LONG_FACTORS.items()}
     return {key: _dequantized(header, info).ravel().tolist() for key, info in found.items() if info}

@@ -247,3 +247,28 @@ def test_what_cannot_be_is_refused_before_the_model_loads(
     outcome = call(export, *arguments, cwd=made)
     assert outcome.code == 2 and named in outcome.err, outcome.err
     assert len(outcome.err.splitlines()) == 1
+
+
+def test_a_family_that_stores_projections_as_one_opens_in_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        vocab_size=TOY_CONFIG.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        eos_token_id=2,
+        bos_token_id=1,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    write_checkpoint(tmp_path / "phi")
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "phi")
+    ours = adapter(tmp_path / "voice", tmp_path / "phi", std=0.3)
+    exported(tmp_path, "voice", "--to", "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "voice-hf")
+    with torch.no_grad():
+        assert (theirs(IDS).logits - logits(ours)).abs().max() < 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minialign.evaluation.texts import distinct_n, repetition, text_figures
+from minialign.evaluation.texts import distinct_n, new_names, repetition, text_figures
 from minialign.policy.sample import Completion
 
 
@@ -37,3 +37,11 @@ def test_figures_are_means_over_all_answers_of_all_prompts() -> None:
     assert found.mean_tokens == (9 + 6 + 2 + 10) / 4
     assert found.distinct_2 == 1 and found.repetition == 0
     assert found.copied == pytest.approx(0.25)
+
+
+def test_new_names_are_those_that_no_given_text_holds() -> None:
+    letter = "Dear Tom, we met Sarah and Kim. The bill is new.\n\nRegards,\nHarry"
+    assert new_names(letter, []) == 4  # not "The", which begins a sentence
+    assert new_names(letter, ["Write to tom.", "Kim, Harry"]) == 1
+    assert new_names("They said Yes, and yes again, in Rome. In Rome!", []) == 1
+    assert new_names("", ["Kim"]) == 0

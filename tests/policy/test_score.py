@@ -115,3 +115,29 @@ def test_divergence_from_itself_is_nothing_and_from_another_adapter_something() 
     with torch.no_grad():
         adapter_parameters(model, "other")[0].mul_(2)
         assert divergence(model, sequences, None).min() > 0
+
+
+def test_the_gradient_has_the_same_bits_again_where_many_answers_share_a_prompt() -> None:
+    """What they all add to the prompt's last state must not depend on how threads are scheduled."""
+    model = with_adapter(small_model())
+    answers = [Example((3, 4, 5), (7 + number % 40, 9 + number // 40)) for number in range(800)]
+
+    def bits() -> list[torch.Tensor]:
+        score(model, answers).sum().backward()
+        found = [
+            p.grad.clone()
+            for p in adapter_parameters(model, active_adapter(model) or "")
+            if p.grad is not None
+        ]
+        model.zero_grad(set_to_none=True)
+        return found
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first = bits()
+        assert first
+        for _ in range(5):
+            assert all(map(torch.equal, first, bits()))
+    finally:
+        torch.set_num_threads(threads)
