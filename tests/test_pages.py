@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import evaluate, export, feedback, fetch, main, sample, sweep, train
+from minialign.commands import (
+    evaluate,
+    export,
+    feedback,
+    fetch,
+    import_mail,
+    main,
+    sample,
+    sweep,
+    train,
+)
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
@@ -147,6 +157,8 @@ def parse_command(line: str) -> None:
         parse_feedback(arguments)
     elif name == "export":
         export.parse(arguments)
+    elif name == "import":
+        import_mail.parse(arguments)
     elif arguments:
         fetch.main(arguments)
 

@@ -50,6 +50,7 @@ class Job:
     longest: int  # tokens of the longest text that is learned from
     work: Work
     warnings: list[str]
+    asks: bool = False  # whether a person confirms the plan
 
     @property
     def out(self) -> Path:
@@ -245,15 +246,3 @@ def interrupted_run(
         dtype=record["dtype"],
     )
     return again, record
-
-
-def inspect(job: Job) -> str:
-    """The exact tokens of the first lesson: place, id, text, and whether the loss covers it."""
-    counts = ", ".join(f"{len(part.ids)} {part.name}" for part in job.work.shown)
-    lines = [f"{job.source.first}: {counts} tokens (* = trained on)"]
-    for part in job.work.shown:
-        for place, token in enumerate(part.ids, part.first):
-            mark = "*" if place >= part.trained_from else " "
-            text = repr(job.tokenizer.token(token))
-            lines.append(f"{place:5d} {token:7d} {mark} {part.name:10s} {text}")
-    return "\n".join(lines)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.data.knobs import require
+from minialign.errors import InputError
 from minialign.training.knobs import TrainOptions
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def run_job(job: Job, again: str = "") -> None:
     """What train.py shows. `again` is the command that goes on after Ctrl-C."""
     if job.options.inspect:
-        from minialign.commands.job import inspect
+        from minialign.commands.inspect import inspect
 
         print(inspect(job))
         return
@@ -43,9 +44,18 @@ def run_job(job: Job, again: str = "") -> None:
 
 
 def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
-    """Everything that can be refused is, here. A sentence of feedback becomes data first."""
-    from minialign.commands.job import prepare_job
+    """Everything that can be refused is, here. A sentence of feedback, or a mailbox, becomes data
+    first.
+    """
+    from minialign.commands.import_mail import imported, is_to_import
+    from minialign.commands.job import check_method, prepare_job
 
+    if options.demos and not options.resume and is_to_import(Path(options.demos)):
+        # Before the minutes that a large mailbox may take.
+        check_method(options, given)
+        demos, out = imported(options.demos, options.out)
+        options = dataclasses.replace(options, demos=demos, out=out)
+        return dataclasses.replace(prepare_job(options, given), asks=sys.stdin.isatty())
     if options.feedback and not options.resume:
         options = with_data(options, given)
     return prepare_job(options, given)
@@ -102,6 +112,8 @@ def load(job: Job) -> Session:
     # All refusals come before this.
     print("timing a few steps ...", file=sys.stderr, flush=True)
     print(describe(model, job, Speed.measured(model, job.work)), flush=True)
+    if job.asks and input("train? [Y/n] ").strip().lower() in ("n", "no"):
+        raise InputError(f"nothing was trained: edit {job.options.demos} and call again")
     before = answer(model, job, None)
     return Session(job, model, open_run(job), before)
 

@@ -68,6 +68,8 @@ def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
     folders = [Path(options.out) / folder_name(point) for point in points]
     planned = zip(points, folders, strict=True)
     jobs = [job for point, folder in planned if (job := _planned(options, given | point, folder))]
+    # A person who asks for many runs is not asked before each.
+    jobs = [dataclasses.replace(job, asks=False) for job in jobs]
     for job in jobs:
         # Checked: nothing but a run is in there.
         if job.options.overwrite and job.out.exists():

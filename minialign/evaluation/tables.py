@@ -23,6 +23,8 @@ ROWS = (
     ("copied from the demonstrations", "copied", "{:.0%}"),
     ("base's nats per token on the answers", "fluency", "{:.2f}"),
     ("new names an answer", "names", "{:.1f}"),
+    ("  longest run of copied words", "longest_copied", "{:.0f}"),
+    ("secrets that came out", "secrets", "{:.0f}"),
     ("drift from base (nats per token)", "drift", "{:.3f}"),
 )
 

@@ -15,7 +15,11 @@ class TrainOptions:
     method: str = knob(
         "", "how to learn; by default what suits --demos or --data", subject="what to learn from"
     )
-    demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
+    demos: str = knob(
+        "",
+        "demonstrations, JSON Lines of {prompt, completion} or {messages}; or a mailbox, texts or "
+        "a table, of which such a file is made first: minialign import has more to choose",
+    )
     test: str = knob(
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
     )

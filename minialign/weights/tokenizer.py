@@ -194,9 +194,9 @@ class Tokenizer:
         """Text for people and files, without control tokens, otherwise byte for byte."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
-    def token(self, token_id: int) -> str:
-        """How one token looks, for `--inspect`."""
-        return str(self.backend.decode([token_id], skip_special_tokens=False))
+    def token(self, *token_ids: int) -> str:
+        """How a token looks, or several that make one character, for `--inspect`."""
+        return str(self.backend.decode(list(token_ids), skip_special_tokens=False))
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:

@@ -282,7 +282,8 @@ def test_a_text_outside_the_terminals_alphabet_does_not_end_a_run(workplace: Pat
 def inspected(outcome_text: str) -> list[tuple[int, int, bool, str, str]]:
     """(place, id, trained on, part, shown text) of each token line."""
     found = []
-    for line in outcome_text.rstrip("\n").split("\n")[1:]:
+    _, tokens = outcome_text.rstrip("\n").split("(* = trained on)\n")
+    for line in tokens.split("\n"):
         match = re.fullmatch(r" *(\d+) +(\d+) ([* ]) (prompt|completion) +(['\"].*['\"])", line)
         assert match, line
         place, token, mark, part, text = match.groups()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from minialign.evaluation.texts import distinct_n, new_names, repetition, text_figures
+from minialign.evaluation.texts import (
+    distinct_n,
+    longest_copy,
+    new_names,
+    repetition,
+    text_figures,
+)
 from minialign.policy.sample import Completion
 
 
@@ -45,3 +51,19 @@ def test_new_names_are_those_that_no_given_text_holds() -> None:
     assert new_names(letter, ["Write to tom.", "Kim, Harry"]) == 1
     assert new_names("They said Yes, and yes again, in Rome. In Rome!", []) == 1
     assert new_names("", ["Kim"]) == 0
+
+
+def test_the_longest_copy_is_found_wherever_it_stands() -> None:
+    own = ["Right then, the buns are hot.", "Onwards and sideways, the buns are cold and so am I."]
+    answers = ["None of it.", "And THE BUNS ARE cold; and so he said. The buns are hot", ""]
+    assert longest_copy(answers, own) == "the buns are cold and so"
+    assert longest_copy(answers, ["quite other words"]) == ""
+    found = text_figures([[completion(text) for text in answers]], own)
+    assert (found.longest_copied, found.longest_copy) == (6, "the buns are cold and so")
+
+
+def test_the_secrets_that_came_out_are_counted() -> None:
+    own = ["Ring 07700 900123, or write to kim@example.com.", "The PIN is 4711."]
+    answers = [[completion("It is 07700 900123."), completion("07700 900123 and PIN 4712")]]
+    assert text_figures(answers, own).secrets == 1
+    assert text_figures(answers, ["Nothing to hide."]).secrets is None
