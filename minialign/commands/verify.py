@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minialign.data.general import general_prompts
 from minialign.errors import InputError
+from minialign.evaluation.measure import progress_bar
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.merge import base_parameters
@@ -59,7 +60,9 @@ def prompts_of(model: CausalLM, tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def greedy(model: CausalLM, prompts: list[list[int]]) -> list[tuple[int, ...]]:
-    groups = sample(model, prompts, 1, SamplingConfig(TOKENS, temperature=0.0), seed=0)
+    with progress_bar("checking", PROMPTS * TOKENS, "token") as bar:
+        config = SamplingConfig(TOKENS, temperature=0.0)
+        groups = sample(model, prompts, 1, config, seed=0, on_token=lambda *_: bar.update())
     return [tuple(group[0].ids) for group in groups]
 
 
@@ -87,13 +90,15 @@ class Rounding:
     sums: dict[str, int] = field(default_factory=dict)
 
     def watch(self, tensors: Iterator[tuple[str, Tensor, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, merged, base in tensors:
-            stored = self.stored(merged)
-            self.sums[name] = zlib.crc32(stored.tobytes())
-            if merged is not base:
-                self.changed += int((stored != self.stored(base)).sum())
-                self.reached += stored.size
-            yield name, merged
+        with progress_bar("writing", None, "tensor") as bar:
+            for name, merged, base in tensors:
+                stored = self.stored(merged)
+                self.sums[name] = zlib.crc32(stored.tobytes())
+                if merged is not base:
+                    self.changed += int((stored != self.stored(base)).sum())
+                    self.reached += stored.size
+                yield name, merged
+                bar.update()
 
 
 def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> list[str]:
