@@ -167,16 +167,6 @@ def test_the_paper_step_has_24_comparisons_and_shares_texts(
     assert len({s for pair in plain for s in pair}) == 2 * len(plain)
 
 
-def test_gguf_export_turns_channels_of_a_pair_into_neighbours() -> None:
-    pytest.importorskip("gguf")
-    export = load("gguf_export")
-    import numpy as np
-
-    weight = np.arange(8).reshape(8, 1)  # two heads of four channels, pairs (0, 2), (1, 3)
-    assert export.interleaved(weight, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert export.renamed("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
-
-
 # ---- C3PO's table ----
 
 

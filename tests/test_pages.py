@@ -16,6 +16,7 @@ from helpers.processes import ROOT
 from minialign.commands import (
     blind,
     evaluate,
+    export,
     feedback,
     fetch,
     import_mail,
@@ -158,6 +159,8 @@ def parse_command(line: str) -> None:
         blind.parse(arguments)
     elif name == "feedback":
         parse_feedback(arguments)
+    elif name == "export":
+        export.parse(arguments)
     elif name == "import":
         import_mail.parse(arguments)
     elif arguments:

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
         compare(folders)
         return
     from minialign.evaluation.contest import hold, measure_of, prepare
+    from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
 
     measure = measure_of(folders[0])
@@ -62,6 +63,7 @@ def main(arguments: list[str]) -> None:
     print("\n\n".join(map(verdict, places)), end="\n\n")
     print(results.table(options.show) + agreed)
     for folder, file in zip(places, files, strict=True):
+        write_card(folder, folder / "adapter")
         print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 

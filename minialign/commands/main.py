@@ -17,6 +17,7 @@ COMMANDS = {
     "blind": "make a page on which the person judges, blind",
     "import": "make demonstrations of a mailbox, of texts, or of a table",
     "feedback": "make the data folder of a sentence of feedback (sample.py --feedback)",
+    "export": "write what a run has learned for transformers, vLLM, llama.cpp, Ollama or PEFT",
     "fetch": "fetch a model, and print its folder",
 }
 

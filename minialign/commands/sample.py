@@ -148,7 +148,7 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.policy.adapters import combine_adapters
     from minialign.policy.peft import load_adapter
     from minialign.training.folder import adapter_folder, base_of, folder_and_weight
-    from minialign.weights.find import DEFAULT_MODEL
+    from minialign.weights.find import ALIASES, DEFAULT_MODEL
     from minialign.weights.load import load
 
     weighed = [folder_and_weight(text) for text in options.adapter]
@@ -158,7 +158,7 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
         name, trained_on = base_of(folders[0])
         revision = revision or trained_on
         for folder in folders[1:]:
-            if base_of(folder)[0] != name:
+            if ALIASES.get(base_of(folder)[0], base_of(folder)[0]) != ALIASES.get(name, name):
                 raise InputError(
                     f"{folder}: was trained on {base_of(folder)[0]}, {folders[0]} on {name}: only "
                     "adapters of one model can be added up"

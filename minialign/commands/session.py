@@ -183,6 +183,7 @@ def save(session: Session) -> None:
 def show(session: Session) -> None:
     """One prompt before and after, the report, and what to do next."""
     from minialign.commands.sources import evaluation_command
+    from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
     from minialign.policy.adapters import active_adapter
 
@@ -192,6 +193,7 @@ def show(session: Session) -> None:
     cut = [name for name, found in answers.items() if found.finish_reason == "length"]
     run.write_preview(asked, session.before.text, after.text, cut)
     run.finish()
+    write_card(job.out, job.out / "adapter")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {run.elapsed:.0f} s ({spent})\n")
     print(f"--- prompt ---\n{asked}\n")

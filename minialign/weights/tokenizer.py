@@ -20,6 +20,8 @@ import tokenizers
 from minialign.data.files import read_json
 from minialign.data.records import Messages
 from minialign.errors import InputError
+from minialign.weights.gguf_header import read_header
+from minialign.weights.gguf_tokenizer import read_tokenizer
 from minialign.weights.templates import ChatTemplate
 
 PROBE = "7Qx"  # an answer that no template has in it, nor changes
@@ -96,9 +98,14 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and, if there, chat_template.jinja.
 
+        A GGUF file holds all three.
+
         Raises InputError where a file is missing or broken, or names no end token.
         """
         folder = Path(folder)
+        if folder.is_file():
+            backend, config = read_tokenizer(read_header(folder))
+            return cls._of(backend, folder, config, config["chat_template"])
         config = read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         if not file.exists():
@@ -113,16 +120,21 @@ class Tokenizer:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{file}: cannot be read: {reason}") from None
         named = folder / "tokenizer_config.json"
+        return cls._of(backend, named, config, _chat_template(folder, config))
+
+    @classmethod
+    def _of(
+        cls,
+        backend: tokenizers.Tokenizer,
+        named: Path,
+        config: dict[str, Any],
+        template: str | None,
+    ) -> Tokenizer:
         eos = _token_text(config, "eos_token", named)
         if eos is None:
             raise InputError(f"{named}: eos_token is missing: no completion could end")
-        return cls(
-            backend,
-            eos,
-            _token_text(config, "bos_token", named),
-            _chat_template(folder, config),
-            bool(config.get("add_bos_token", False)),
-        )
+        bos = _token_text(config, "bos_token", named)
+        return cls(backend, eos, bos, template, bool(config.get("add_bos_token", False)))
 
     def _probe(self) -> tuple[str, int | None]:
         """How the template frames an answer: what stands before it, and the token that ends it.
