@@ -108,7 +108,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
-    context = read_model_config(checkpoint).max_position_embeddings
+    config = read_model_config(checkpoint)
+    context = config.max_position_embeddings
     tokenizer = Tokenizer.from_folder(checkpoint)
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
@@ -120,7 +121,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         knobs=knobs,
         recipe=recipe,
         device=device,
-        dtype=pick_dtype(options.dtype, device),
+        # a run goes on in the type that it began with
+        dtype=pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size),
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         source=source,

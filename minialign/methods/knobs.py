@@ -68,7 +68,7 @@ class DittoConfig:
 
     lora: LoRAConfig = knobs(LoRAConfig(), "lora_")
     sft: SFTConfig = knobs(SFTConfig(), "sft_")
-    sampling: SamplingConfig = knobs(SamplingConfig(), "")
+    sampling: SamplingConfig = knobs(SamplingConfig(rollout_dtype="auto"), "")
     max_steps: int = knob(40, "DPO steps (paper 40)")
     resample_every: int = knob(10, "K: steps between two rounds of sampling (paper 10)")
     samples_per_prompt: int = knob(
@@ -228,7 +228,7 @@ PAPER = DittoConfig()
 LAPTOP = DittoConfig(
     lora=LoRAConfig(rank=32, alpha=64.0),
     sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=2.4),
-    sampling=SamplingConfig(max_new_tokens=0),
+    sampling=SamplingConfig(max_new_tokens=0, rollout_dtype="auto"),
     max_steps=20,
     resample_every=5,
     samples_per_prompt=5,

@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         self.recompute_layers = False
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        x = self.embed_tokens(ids)
+        x = self.embed_tokens(ids).to(self.norm.weight.dtype)
         angles = positions[:, None].float() * rope_frequencies(self.config, x.device)
         cos = angles.cos().repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, Hd)
         sin = angles.sin().repeat(1, 2)[:, None].to(x.dtype)
@@ -169,7 +169,13 @@ class CausalLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of the matrices."""
         return self.model.embed_tokens.weight.dtype
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """The type of what flows between the products: float32 on a processor."""
+        return self.model.norm.weight.dtype
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (N, D) of a flat list of tokens; whoever needs it applies the head."""

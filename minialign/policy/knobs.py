@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from minialign.data.knobs import knob, require
 
@@ -46,6 +47,12 @@ class SamplingConfig:
     )
     cache_gb: float = knob(
         8.0, "keys and values held at most, in GB: where they are more, fewer rows are written"
+    )
+    rollout_dtype: Literal["auto", "model", "float32", "bfloat16", "int8"] = knob(
+        "model",
+        "in what completions are computed while they are written: the model's own type, another, "
+        "or auto: int8 on a processor that is fastest at it; what is learned is scored in the "
+        "model's own",
     )
 
     def __post_init__(self) -> None:

@@ -57,12 +57,18 @@ class LoRALinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         y = linear(x, self.weight, self.packed)
-        if self.active is None or self.merged:
+        if self.active is None or self.merged or self.is_packed:
             return y
         config = self.configs[self.active]
         wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)
         scale = config.alpha / config.rank
         return AddUpdate.apply(y, wide, self.lora_A[self.active], self.lora_B[self.active], scale)
+
+    def effective(self) -> Tensor:
+        weight = super().effective()
+        if self.active is None or self.merged:
+            return weight
+        return weight + self.delta(self.active)
 
     @torch.no_grad()
     def merge(self) -> int:

@@ -28,6 +28,7 @@ from minialign.model.segments import Segment
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.merge import merged_adapter
+from minialign.weights.devices import pick_precision
 
 if TYPE_CHECKING:
     from minialign.weights.tokenizer import Tokenizer
@@ -87,7 +88,8 @@ def sample(
     number in `streams` (in [0, 2^32)), by which it writes the same whatever else is asked.
 
     In float32 the same seed gives the same completions whatever `config.max_rows` is, up to
-    rounding where a random number falls between two tokens. The active adapter is merged into the
+    rounding where a random number falls between two tokens. (In int8 the products add nothing to
+    that.) The active adapter is merged into the
     weights meanwhile, where that loses nothing, and they come back bit for bit.
 
     Raises InputError for an empty prompt or one that leaves no room in the model's context.
@@ -95,10 +97,11 @@ def sample(
     limits = [_room(model, prompt, config.max_new_tokens) for prompt in prompts]
     if not prompts or n == 0:
         return [[] for _ in prompts]
+    precision = pick_precision(config.rollout_dtype, model.device, model.config.hidden_size)
     training = model.training
     model.eval()
     try:
-        with merged_adapter(model), packed_weights(model):
+        with merged_adapter(model), packed_weights(model, precision):
             keys = range(len(prompts)) if streams is None else streams
             rows = _write(model, prompts, n, config, limits, seed, keys, on_token)
     finally:
@@ -185,7 +188,7 @@ def cache_bytes(model: CausalLM, longest: int) -> int:
     config = model.config
     places = min(longest, config.sliding_window or longest)
     numbers = 2 * config.num_hidden_layers * places * config.num_key_value_heads * config.head_dim
-    return numbers * model.dtype.itemsize
+    return numbers * model.stream_dtype.itemsize
 
 
 def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
@@ -197,7 +200,7 @@ def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
         config.num_key_value_heads,
         config.head_dim,
         window=config.sliding_window,
-        dtype=model.dtype,
+        dtype=model.stream_dtype,
         device=model.device,
     )
 

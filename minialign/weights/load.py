@@ -33,13 +33,15 @@ def load(
 ) -> tuple[CausalLM, Tokenizer]:
     """A model and its tokenizer, by alias, hub id or folder.
 
-    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU that has it, float32
-    elsewhere). Raises InputError, one line, for whatever is wrong with the name or the checkpoint.
+    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 where the device is fast at it,
+    float32 elsewhere). Raises InputError, one line, for whatever is wrong with the name or the
+    checkpoint.
     """
     target = pick_device(device)
     folder = find_checkpoint(name, revision)
     tokenizer = Tokenizer.from_folder(folder)
-    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target), target)
+    width = read_model_config(folder).hidden_size
+    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target, width), target)
     model.revision = revision
     return model, tokenizer
 
@@ -123,7 +125,10 @@ def _read_tensors(
                 if key.endswith("rotary_emb.inv_freq") or (tied and key == "lm_head.weight"):
                     continue  # old checkpoints store what config.json says already
                 _check_tensor(file, key, tensors.get_slice(key).get_shape(), needed)
-                state[key] = tensors.get_tensor(key).to(device, dtype)
+                tensor = tensors.get_tensor(key)
+                # on a processor only the products are of a half type (model/matmul.py)
+                wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
+                state[key] = tensor.to(device, torch.float32 if wide else dtype)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state

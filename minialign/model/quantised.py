@@ -1,0 +1,58 @@
+"""Products in int8: four times the rate of float32, and half the bytes of a half type.
+
+    W ~ w s_w,  s_w = max |W| / 127 of an output;     x ~ i s_x,  s_x = max |x| / 127 of a token
+    x W^T ~ s_x s_w (i w^T)
+
+The sum in the brackets is of whole numbers and exact, so a token's result does not depend on which
+others stand beside it. Only forward: what is learned from is never quantised.
+
+Shape letters: N tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LARGEST = 127
+
+
+@cache
+def sums_are_exact() -> bool:
+    """Whether this processor adds up int8 products in full.
+
+    One without VNNI may cut a sum of two products off at 16 bits.
+    """
+    largest = torch.full((8, 64), LARGEST, dtype=torch.int8)
+    sums = torch._int_mm(largest, largest.t().neg())
+    return bool((sums == -64 * LARGEST**2).all())
+
+
+class Quantised(NamedTuple):
+    """A linear layer's weight in int8."""
+
+    whole: Tensor  # (O, I) int8
+    scale: Tensor  # (O,) float32
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Quantised:
+        """Of a weight (O, I) of any type."""
+        whole, scale = _rows(weight.float())
+        return cls(whole, scale[:, 0])
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, (N, I) -> (N, O), in the type of x."""
+        whole, scale = _rows(x)
+        sums = torch._int_mm(whole, self.whole.t()).to(x.dtype)
+        return sums.mul_(self.scale).mul_(scale)
+
+
+def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in whole numbers of its own scale: int8 as x, and scales (rows, 1)."""
+    # a row of zeros has a scale too
+    scale = x.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny * LARGEST)
+    scale = scale.div_(LARGEST)
+    return (x / scale).round_().to(torch.int8), scale
