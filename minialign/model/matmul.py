@@ -30,6 +30,8 @@ from minialign.model.quantised import Quantised
 # the type in which weights are packed; "model": as they are
 Precision = Literal["model", "float32", "bfloat16", "int8"]
 Weight = Tensor | Quantised
+# the largest of each input of a linear layer, (I,)
+Ranges = dict[nn.Module, Tensor]
 
 
 def _onednn() -> Any:
@@ -87,8 +89,11 @@ def wide_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @contextmanager
-def packed_weights(model: nn.Module, precision: Precision = "model") -> Iterator[None]:
+def packed_weights(
+    model: nn.Module, precision: Precision = "model", ranges: Ranges | None = None
+) -> Iterator[None]:
     """Within the context the linear layers hold a copy of their weight in a layout of `precision`.
+    `ranges` are what int8 has to know of their inputs.
 
     `product` likes it best for few rows. Weights must stay as they are meanwhile. An inner context
     leaves to the outer one what that has packed. Off a processor, or where this build lacks
@@ -98,12 +103,10 @@ def packed_weights(model: nn.Module, precision: Precision = "model") -> Iterator
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
     try:
         for group in groups:
-            group.packed = _pack(
-                [layer.as_packed(precision) for layer in group.readers()], precision
-            )
+            group.packed = _pack(group.readers(), precision, ranges)
             layers = [layer for layer in layers if layer not in group.readers()]
         for layer in layers:
-            layer.packed = _pack([layer.as_packed(precision)], precision)
+            layer.packed = _pack([layer], precision, ranges)
         yield
     finally:
         for group in groups:
@@ -112,19 +115,38 @@ def packed_weights(model: nn.Module, precision: Precision = "model") -> Iterator
             layer.packed = None
 
 
-def _pack(weights: list[Tensor], precision: Precision) -> Weight | None:
+def _pack(layers: list[Linear], precision: Precision, ranges: Ranges | None) -> Weight | None:
     """The weights of layers that share an input, one below the other."""
+    weights = [layer.as_packed(precision) for layer in layers]
     if weights[0].device.type != "cpu":
         return None
     weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).detach()
     if precision == "int8":
-        return Quantised.of(weight)
+        return Quantised.of(weight, ranges.get(layers[0]) if ranges else None)
     if ONEDNN is None or weight.dtype not in (torch.float32, torch.bfloat16):
         return None
     try:
         return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
     except RuntimeError:  # bfloat16 on a processor that has no product of it
         return None
+
+
+@contextmanager
+def input_ranges(model: nn.Module) -> Iterator[Ranges]:
+    """Filled, within the context, with what the model's linear layers read."""
+    ranges: Ranges = {}
+
+    def note(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        largest = inputs[0].detach().abs().amax(0)
+        ranges[layer] = torch.maximum(ranges.get(layer, largest), largest)
+
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _holds_adapter(packed: Weight | None) -> bool:
@@ -184,6 +206,10 @@ class Linear(nn.Linear):
         as_it_is = precision == "model" and self.weight.dtype != torch.float32
         return self.weight if as_it_is else self.effective()
 
+    def updated(self, y: Tensor, x: Tensor) -> Tensor:
+        """y, the product of x and the weight, with what an adapter adds to it; y may be reused."""
+        return y
+
     def effective(self) -> Tensor:
         """What multiplies, (O, I), in float32 or better."""
         return self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
@@ -220,9 +246,9 @@ class SharedInput(nn.Module):
     def project(self, x: Tensor) -> Sequence[Tensor]:
         """Every shared layer's output."""
         layers = self.readers()
-        alike = _holds_adapter(self.packed) or all(layer.is_product for layer in layers)
-        joined = self.packed is not None and alike
-        if not joined or torch.is_grad_enabled():
+        if self.packed is None or torch.is_grad_enabled():
             return [layer(x) for layer in layers]
-        assert self.packed is not None
-        return product(x, self.packed).split([layer.out_features for layer in layers], dim=1)
+        parts = product(x, self.packed).split([layer.out_features for layer in layers], dim=1)
+        if _holds_adapter(self.packed):
+            return parts
+        return [layer.updated(part, x) for layer, part in zip(layers, parts, strict=True)]

@@ -1,7 +1,11 @@
 """Products in int8: four times the rate of float32, and half the bytes of a half type.
 
-    W ~ w s_w,  s_w = max |W| / 127 of an output;     x ~ i s_x,  s_x = max |x| / 127 of a token
-    x W^T ~ s_x s_w (i w^T)
+    W d ~ w s_w,  s_w = max |W d| / 127 of an output;   x / d ~ i s_x,  s_x = max |x / d| / 127 of a
+    token;   x W^T ~ s_x s_w (i w^T)
+
+A few inputs are far larger than the others and would leave them few steps: d, a number an input,
+moves half of that (in orders of magnitude) into the weight (SmoothQuant, arXiv 2211.10438, its
+alpha .5). It is known from what an ordinary text brings.
 
 The sum in the brackets is of whole numbers and exact, so a token's result does not depend on which
 others stand beside it. Only forward: what is learned from is never quantised.
@@ -18,6 +22,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
+SMALLEST = 1e-5
 
 
 @cache
@@ -36,16 +41,22 @@ class Quantised(NamedTuple):
 
     whole: Tensor  # (O, I) int8
     scale: Tensor  # (O,) float32
+    shrink: Tensor | None  # (I,) float32: 1 / d
 
     @classmethod
-    def of(cls, weight: Tensor) -> Quantised:
-        """Of a weight (O, I) of any type."""
-        whole, scale = _rows(weight.float())
-        return cls(whole, scale[:, 0])
+    def of(cls, weight: Tensor, largest: Tensor | None = None) -> Quantised:
+        """Of a weight (O, I) of any type; `largest` are the largest of its inputs, (I,)."""
+        weight, shrink = weight.float(), None
+        if largest is not None:
+            own = weight.abs().amax(0).clamp(min=SMALLEST)
+            shrink = (own / largest.clamp(min=SMALLEST)).sqrt()
+            weight = weight / shrink
+        whole, scale = _rows(weight)
+        return cls(whole, scale[:, 0], shrink)
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, (N, I) -> (N, O), in the type of x."""
-        whole, scale = _rows(x)
+        whole, scale = _rows(x if self.shrink is None else x * self.shrink)
         sums = torch._int_mm(whole, self.whole.t()).to(x.dtype)
         return sums.mul_(self.scale).mul_(scale)
 

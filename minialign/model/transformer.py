@@ -137,7 +137,8 @@ class Transformer(nn.Module):
 class CausalLM(nn.Module):
     """The transformer and its head.
 
-    `name`, `revision` and `stop_ids` travel along, for adapters and for the sampler.
+    `name`, `revision` and `stop_ids` travel along, for adapters and for the sampler; and
+    `ordinary_ids`, a text by which int8 products are scaled.
     """
 
     def __init__(self, config: ModelConfig, name: str = "") -> None:
@@ -146,6 +147,7 @@ class CausalLM(nn.Module):
         self.name = name
         self.revision: str | None = None
         self.stop_ids: tuple[int, ...] = ()
+        self.ordinary_ids: tuple[int, ...] = ()
         self.model = Transformer(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:

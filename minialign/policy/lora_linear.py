@@ -57,7 +57,10 @@ class LoRALinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         y = linear(x, self.weight, self.packed)
-        if self.active is None or self.merged or self.is_packed:
+        return y if self.is_packed else self.updated(y, x)
+
+    def updated(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.active is None or self.merged:
             return y
         config = self.configs[self.active]
         wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)

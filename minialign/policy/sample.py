@@ -23,7 +23,7 @@ from minialign.data.records import Messages
 from minialign.errors import InputError
 from minialign.model.attention import PackedAttention
 from minialign.model.cache import KVCache
-from minialign.model.matmul import packed_weights
+from minialign.model.matmul import Ranges, input_ranges, packed_weights
 from minialign.model.segments import Segment
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
@@ -101,13 +101,23 @@ def sample(
     training = model.training
     model.eval()
     try:
-        with merged_adapter(model), packed_weights(model, precision):
+        ranges = _ordinary_ranges(model) if precision == "int8" else None
+        with merged_adapter(model), packed_weights(model, precision, ranges):
             keys = range(len(prompts)) if streams is None else streams
             rows = _write(model, prompts, n, config, limits, seed, keys, on_token)
     finally:
         model.train(training)
     done = {(row.prompt, row.sample): row for row in rows}
     return [[_completion(done[p, s]) for s in range(n)] for p in range(len(prompts))]
+
+
+def _ordinary_ranges(model: CausalLM) -> Ranges:
+    """What the linear layers read of the model's ordinary text; empty if it has none."""
+    ids = torch.tensor(model.ordinary_ids[: model.config.max_position_embeddings])
+    with input_ranges(model) as ranges:
+        if len(ids):
+            model.logits(ids[None])
+    return ranges
 
 
 def _completion(row: _Row) -> Completion:

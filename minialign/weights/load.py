@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minialign.data.files import read_json
+from minialign.data.general import general_prompts
 from minialign.errors import InputError
 from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
@@ -53,6 +54,7 @@ def load_for(
     model = load_model(folder, dtype, device)
     model.name = name
     model.stop_ids = _stop_ids(folder, tokenizer)
+    model.ordinary_ids = tuple(tokenizer.encode_prompt(" ".join(general_prompts(12, 0)))[:128])
     return model
 
 

@@ -179,6 +179,7 @@ SAMPLING_KNOBS: dict[str, dict[str, Any]] = {
     "sampling.temperature": {"sampling.temperature": 0.5},
     "sampling.top_p": {"sampling.top_p": 0.5},
     "sampling.top_k": {"sampling.top_k": 3},
+    "sampling.rollout_dtype": {"sampling.rollout_dtype": "int8"},
     "samples_per_prompt": {"samples_per_prompt": 4},
 }
 DPO_KNOBS: dict[str, dict[str, Any]] = {

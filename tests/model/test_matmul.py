@@ -322,10 +322,10 @@ def test_weights_are_as_before_when_packing_itself_fails(monkeypatch: pytest.Mon
     model = small_model()
     layers = [module for module in model.modules() if isinstance(module, Linear)]
 
-    def pack(weights: list[Tensor], precision: str) -> Tensor:
-        if weights[0] is layers[3].weight:
+    def pack(readers: list[Linear], *_: Any) -> Tensor:
+        if readers[0] is layers[3]:
             raise MemoryError
-        return weights[0].detach()
+        return readers[0].weight.detach()
 
     monkeypatch.setattr(matmul, "_pack", pack)
     with pytest.raises(MemoryError), packed_weights(model):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.models import TOY_CONFIG, make_model
 from torch import Tensor
 
 from minialign.data.records import Example
@@ -18,7 +19,6 @@ from minialign.policy.knobs import LoRAConfig
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import score
 from minialign.weights.load import load_model
-from helpers.models import TOY_CONFIG, make_model
 
 TEXTS = [Example((5, 9, 3), tuple(range(10, 30))), Example((5, 9, 3), (7, 8, 2))]
 

@@ -12,7 +12,7 @@ from helpers.toys import small_model, with_adapter
 from torch import Tensor
 
 from minialign.model import matmul
-from minialign.model.matmul import Linear, packed_weights
+from minialign.model.matmul import Linear, input_ranges, packed_weights
 from minialign.model.quantised import Quantised
 
 IDS = torch.tensor([[5, 9, 200, 7, 3, 40, 41]])
@@ -50,6 +50,27 @@ def test_a_row_s_product_does_not_depend_on_the_others() -> None:
     held = Quantised.of(weight)
     alone = torch.cat([held.product(row[None]) for row in x])
     assert torch.equal(held.product(x), alone)
+
+
+def test_an_input_that_is_far_larger_than_the_others_leaves_them_their_steps() -> None:
+    x, weight = (
+        torch.randn(20, 256, generator=torch.Generator().manual_seed(0)),
+        case(1, 256, 64)[1],
+    )
+    x[:, 7] *= 100
+    truth = x @ weight.T
+    plain, smooth = Quantised.of(weight), Quantised.of(weight, x.abs().amax(0))
+    errors = [float((held.product(x) - truth).norm()) for held in (plain, smooth)]
+    assert errors[1] < errors[0] / 2
+
+
+def test_the_ranges_are_the_largest_inputs_and_no_hook_stays() -> None:
+    layer = Linear(3, 2)
+    with input_ranges(layer) as ranges:
+        layer(torch.tensor([[1.0, -5.0, 0.0]]))
+        layer(torch.tensor([[-2.0, 1.0, 0.0]]))
+    layer(torch.full((1, 3), 9.0))
+    assert ranges[layer].tolist() == [2.0, 5.0, 0.0]
 
 
 def test_zeros_stay_zeros() -> None:
