@@ -21,6 +21,7 @@ from minialign.policy.adapters import lora_layers, trainable_parameters
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import cache_bytes, cache_rows, sample
 from minialign.policy.score import score
+from minialign.weights.devices import pick_precision
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
@@ -101,7 +102,7 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     activations = activation_bytes(
         model.config,
         job.knobs.lora,
-        model.dtype.itemsize,
+        model.stream_dtype.itemsize,
         work.largest,
         job.options.activation_checkpointing,
     )
@@ -110,14 +111,18 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
 
 
 def _writing_bytes(model: CausalLM, work: Work, weights: int) -> int:
-    """Keys and values; and, in float32, weights merged with the adapter, on a processor packed."""
+    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
+    layers = lora_layers(model).values()
     if model.dtype == torch.float32:
-        layers = lora_layers(model).values()
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-        held += weights if model.device.type == "cpu" else 0
-    return held
+    if model.device.type != "cpu":
+        return held
+    width = model.config.hidden_size
+    precision = pick_precision(work.sampling.rollout_dtype, model.device, width)
+    bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
+    return held + bytes_each[precision] * weights // model.dtype.itemsize
 
 
 def _with_process(model: CausalLM, held: int) -> int:

@@ -47,6 +47,8 @@ def _onednn() -> Any:
 
 ONEDNN = _onednn()
 WIDENED = 8192  # outputs whose weights are widened at a time
+# a model of a half type that is larger is there to save memory: it is not held twice
+PACKED_NUMBERS = 1_000_000_000
 PACKED_ROWS = 64  # the number of rows that packed weights are laid out for; fewer are fine
 
 
@@ -97,10 +99,13 @@ def packed_weights(
 
     `product` likes it best for few rows. Weights must stay as they are meanwhile. An inner context
     leaves to the outer one what that has packed. Off a processor, or where this build lacks
-    oneDNN, a layer computes as ever; so does a model of other types than float32 and bfloat16.
+    oneDNN, a layer computes as ever; so does a large model of a half type, which is not held twice.
     """
     groups = [m for m in model.modules() if isinstance(m, SharedInput) and m.packed is None]
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
+    halves = [layer.weight.numel() for layer in layers if layer.weight.dtype != torch.float32]
+    if precision == "model" and sum(halves) > PACKED_NUMBERS:
+        groups, layers = [], []
     try:
         for group in groups:
             group.packed = _pack(group.readers(), precision, ranges)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 LARGEST = 127
 SMALLEST = 1e-5
+BLOCK = 4096  # outputs that are quantised at a time
 
 
 @cache
@@ -46,12 +47,13 @@ class Quantised(NamedTuple):
     @classmethod
     def of(cls, weight: Tensor, largest: Tensor | None = None) -> Quantised:
         """Of a weight (O, I) of any type; `largest` are the largest of its inputs, (I,)."""
-        weight, shrink = weight.float(), None
+        shrink = None
         if largest is not None:
-            own = weight.abs().amax(0).clamp(min=SMALLEST)
+            own = torch.maximum(weight.amax(0), -weight.amin(0)).float().clamp_(min=SMALLEST)
             shrink = (own / largest.clamp(min=SMALLEST)).sqrt()
-            weight = weight / shrink
-        whole, scale = _rows(weight)
+        # block by block: in float32 a head alone may be as large as all that is kept
+        parts = [_rows(_over(part.float(), shrink)) for part in weight.split(BLOCK)]
+        whole, scale = map(torch.cat, zip(*parts, strict=True))
         return cls(whole, scale[:, 0], shrink)
 
     def product(self, x: Tensor) -> Tensor:
@@ -59,6 +61,10 @@ class Quantised(NamedTuple):
         whole, scale = _rows(x if self.shrink is None else x * self.shrink)
         sums = torch._int_mm(whole, self.whole.t()).to(x.dtype)
         return sums.mul_(self.scale).mul_(scale)
+
+
+def _over(weight: Tensor, shrink: Tensor | None) -> Tensor:
+    return weight if shrink is None else weight / shrink
 
 
 def _rows(x: Tensor) -> tuple[Tensor, Tensor]:

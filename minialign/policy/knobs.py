@@ -65,3 +65,8 @@ class SamplingConfig:
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         require(self.max_rows >= 1, f"max_rows must be at least 1, not {self.max_rows}")
         require(self.cache_gb > 0, f"cache_gb must be positive, not {self.cache_gb}")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether tokens are drawn from another distribution than the policy's."""
+        return self.temperature != 1 or self.top_k > 0 or self.top_p < 1

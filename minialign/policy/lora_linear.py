@@ -65,7 +65,11 @@ class LoRALinear(Linear):
         config = self.configs[self.active]
         wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)
         scale = config.alpha / config.rank
-        return AddUpdate.apply(y, wide, self.lora_A[self.active], self.lora_B[self.active], scale)
+        a, b = self.lora_A[self.active], self.lora_B[self.active]
+        if not torch.is_grad_enabled() and y.dtype == a.dtype:
+            # two small calls: for a few rows they cost more than what they compute
+            return y.addmm_(F.linear(wide, a), b.t(), alpha=scale)
+        return AddUpdate.apply(y, wide, a, b, scale)
 
     def effective(self) -> Tensor:
         weight = super().effective()

@@ -287,9 +287,7 @@ def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]
     """Draws one token for each live row and notes its log-probability."""
     numbers = [float(row.uniforms[len(row.ids)]) for row in live]
     uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
-    ids = draw_tokens(logits, uniforms, config)
-    # not from logsumexp, which is several times slower than log_softmax on a processor
-    chosen = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+    ids, chosen = draw_tokens(logits, uniforms, config)
     for row, token, logprob in zip(live, ids.tolist(), chosen.tolist(), strict=True):
         row.ids.append(token)
         row.logprob += logprob

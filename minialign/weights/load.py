@@ -130,7 +130,8 @@ def _read_tensors(
                 tensor = tensors.get_tensor(key)
                 # on a processor only the products are of a half type (model/matmul.py)
                 wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
-                state[key] = tensor.to(device, torch.float32 if wide else dtype)
+                # copied, or one norm would keep the whole file in memory
+                state[key] = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state

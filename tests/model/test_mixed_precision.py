@@ -12,9 +12,10 @@ from torch import Tensor
 
 from minialign.data.records import Example
 from minialign.fused import linear_logps
-from minialign.model.matmul import linear, product, wide_product
+from minialign.model import matmul
+from minialign.model.matmul import linear, packed_weights, product, wide_product
 from minialign.model.transformer import CausalLM
-from minialign.policy.adapters import apply_lora, copy_adapter, trainable_parameters
+from minialign.policy.adapters import apply_lora, copy_adapter, set_adapter, trainable_parameters
 from minialign.policy.knobs import LoRAConfig
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import score
@@ -111,3 +112,27 @@ def test_a_log_probability_keeps_its_digits() -> None:
     plain = (hidden.bfloat16() @ weight.T).double().log_softmax(1).gather(1, targets[:, None])[:, 0]
     found = linear_logps(hidden, weight, targets).double()
     assert (found - truth).abs().max() < 0.01 * truth.abs().max() < (plain - truth).abs().max()
+
+
+def test_a_large_model_of_a_half_type_is_not_held_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixed(make_model(TOY_CONFIG))
+    with packed_weights(model):
+        assert model.lm_head.packed is not None
+    monkeypatch.setattr(matmul, "PACKED_NUMBERS", 10)
+    with packed_weights(model):
+        assert model.lm_head.packed is None
+    with packed_weights(model, "int8"):
+        assert model.lm_head.packed is not None
+
+
+def test_an_adapter_beside_packed_bfloat16_counts_as_it_does_without() -> None:
+    model = mixed(adapted(make_model(TOY_CONFIG)))
+    ids = torch.tensor([[5, 9, 3, 40]])
+    with torch.no_grad():
+        expected = model.logits(ids)
+        with packed_weights(model):
+            found = model.logits(ids)
+        set_adapter(model, None)
+        base = model.logits(ids)
+    assert (found - expected).norm() < 1e-2 * expected.norm()
+    assert (base - expected).norm() > 3e-2 * expected.norm()
