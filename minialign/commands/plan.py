@@ -42,7 +42,7 @@ class Speed:
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
         rows = min(work.sampling.max_rows, work.samples)
-        sampling = _sampling_speed(model, work.probe[0], rows) if work.written else float("inf")
+        sampling = _sampling_speed(model, work, rows) if work.written else float("inf")
         return cls(_training_speed(model, work.probe), sampling)
 
     def seconds(self, work: Work) -> float:
@@ -75,14 +75,15 @@ def _wait_for_gradients(model: CausalLM) -> None:
     gradient.sum().item()
 
 
-def _sampling_speed(model: CausalLM, sequence: Example, rows: int) -> float:
+def _sampling_speed(model: CausalLM, work: Work, rows: int) -> float:
+    prompt, dtype = work.probe[0].prompt_ids, work.sampling.rollout_dtype
     stop_ids, model.stop_ids = model.stop_ids, ()
     try:
         times = []
         # The difference leaves out the prompt.
         for steps in (1, 1 + PROBE_STEPS):
             began = time.perf_counter()
-            sample(model, [sequence.prompt_ids], rows, SamplingConfig(max_new_tokens=steps), seed=0)
+            sample(model, [prompt], rows, SamplingConfig(steps, rollout_dtype=dtype), seed=0)
             times.append(time.perf_counter() - began)
     finally:
         model.stop_ids = stop_ids

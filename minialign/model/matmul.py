@@ -14,6 +14,7 @@ Shape letters: N tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,13 @@ Precision = Literal["model", "float32", "bfloat16", "int8"]
 Weight = Tensor | Quantised
 # the largest of each input of a linear layer, (I,)
 Ranges = dict[nn.Module, Tensor]
+
+
+# oneDNN, and what PyTorch puts around it, keep what they prepared for the last 1,024 shapes, half a
+# megabyte each: texts of ever new lengths would fill it up. A step needs some thirty. Read at the
+# first product.
+for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(cache, "128")
 
 
 def _onednn() -> Any:
