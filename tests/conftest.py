@@ -61,7 +61,7 @@ def toy_checkpoint(tmp_path: Path, toy_model: CausalLM) -> Path:
         "num_key_value_heads": config.num_key_value_heads,
         "head_dim": config.head_dim,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
+        "rope_theta": config.rope.theta,
         "max_position_embeddings": config.max_position_embeddings,
         "sliding_window": None,
         "tie_word_embeddings": False,

@@ -7,14 +7,17 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
+from minialign.evaluation.judges import judges_help
 from minialign.evaluation.knobs import EvaluateOptions
 
+WIDTH = 100
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
 FIRST = (
     *("against", "judges", "test", "n", "others", "judge_model", "judge_url", "compare", "show"),
@@ -26,7 +29,8 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
     """The run folders, and the flags that were given."""
     parser = OneLineParser("evaluate.py", DESCRIPTION, arguments)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders", metavar="RUN")
-    add_flags(parser, EvaluateOptions, "options [default]", EvaluateOptions(), first=FIRST)
+    helps = {"judges": f"who judges: {judges_help()}"}
+    add_flags(parser, EvaluateOptions, "options", EvaluateOptions(), first=FIRST, helps=helps)
     given = parser.parse(arguments)
     return given.pop("runs"), given
 
@@ -47,10 +51,21 @@ def main(arguments: list[str]) -> None:
     for folder in places:
         check_writable(folder)
     results = hold(contest, options, folders[0] / "judge.jsonl")
+    files = [write(folder, results.content(), options) for folder in places]
+    print("\n\n".join(map(verdict, places)), end="\n\n")
     print(results.table(options.show))
-    for folder in places:
-        file = write(folder, results.content(), options)
+    for folder, file in zip(places, files, strict=True):
         print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
+
+
+def verdict(folder: Path) -> str:
+    """The report's first sentences, for the terminal."""
+    from minialign.evaluation.report.findings import find
+    from minialign.evaluation.report.run_files import read_run
+
+    finding = find(read_run(folder))
+    text = f"{finding.sentence} {finding.more}".replace("\u00a0", " ")
+    return "\n".join(textwrap.wrap(text, WIDTH))
 
 
 def check_flags(given: dict[str, Any], useless: tuple[str, ...]) -> None:

@@ -33,13 +33,17 @@ FIRST = (
 class FeedbackOptions:
     """What `sample.py --feedback` needs besides the pipeline's knobs."""
 
-    feedback: str = knob("", 'the sentence, such as "Be brief when writing to my boss"')
+    feedback: str = knob(
+        "", 'the sentence, such as "Be brief when writing to my boss"', subject="the feedback"
+    )
     out: str = knob("", "the data folder; by default data/ and the first words of the sentence")
     check: str = knob(
         "", 'a check that a program can verify, as JSON: {"kind": "ends_with", "text": ...}'
     )
     general: str = knob("", "out-of-scope prompts, JSON Lines of {prompt}; by default shipped ones")
-    model: str = knob("", "the model that will be trained, which writes the responses")
+    model: str = knob(
+        "", "the model that will be trained, which writes the responses", subject="who writes"
+    )
     revision: str = knob("", "the hub's branch, tag or commit")
     teacher: str = knob("", "a local model that writes the prompts; by default --model")
     teacher_url: str = knob(
@@ -49,7 +53,7 @@ class FeedbackOptions:
     responses: Literal["model", "teacher"] = knob(
         "model", "who writes the responses: the model that will be trained, as in the paper"
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the local models")
 
     def __post_init__(self) -> None:
@@ -77,8 +81,8 @@ def main(arguments: list[str]) -> None:
     parser = OneLineParser(
         "sample.py", "Make the data folder of one sentence of feedback.", arguments
     )
-    add_flags(parser, FeedbackOptions, "options [default]", FeedbackOptions(), first=FIRST)
-    add_flags(parser, PipelineConfig, "how much [default]", PipelineConfig(), first=FIRST)
+    add_flags(parser, FeedbackOptions, "options", FeedbackOptions(), first=FIRST)
+    add_flags(parser, PipelineConfig, "how much", PipelineConfig(), first=FIRST)
     parser.add_argument("sentence", nargs="?", default="", help="the sentence, as --feedback")
     # `sample.py --feedback --help` asks for help, and gives no sentence.
     asks = [word for word in arguments if word in ("-h", "--help", "--help-all")]

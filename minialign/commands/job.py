@@ -50,6 +50,7 @@ class Job:
     longest: int  # tokens of the longest text that is learned from
     work: Work
     warnings: list[str]
+    asks: bool = False  # whether a person confirms the plan
 
     @property
     def out(self) -> Path:
@@ -65,6 +66,11 @@ class Job:
         """What is answered before and after."""
         asked = self.options.prompt
         return [{"role": "user", "content": asked}] if asked else self.source.preview
+
+    @property
+    def preview_tokens(self) -> int:
+        """Of an answer before or after, at most."""
+        return min(self.longest + self.longest // 2, self.work.sampling.max_new_tokens)
 
     def record(self) -> dict[str, Any]:
         """config.json: what a person, or --resume, needs to know about this run."""
@@ -108,9 +114,9 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
-    config = read_model_config(checkpoint)
+    config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
     context = config.max_position_embeddings
-    tokenizer = Tokenizer.from_folder(checkpoint)
+    tokenizer.fit(config.vocab_size)
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
     knobs = knobs.fitted(longest)
@@ -241,15 +247,3 @@ def interrupted_run(
         dtype=record["dtype"],
     )
     return again, record
-
-
-def inspect(job: Job) -> str:
-    """The exact tokens of the first lesson: place, id, text, and whether the loss covers it."""
-    counts = ", ".join(f"{len(part.ids)} {part.name}" for part in job.work.shown)
-    lines = [f"{job.source.first}: {counts} tokens (* = trained on)"]
-    for part in job.work.shown:
-        for place, token in enumerate(part.ids, part.first):
-            mark = "*" if place >= part.trained_from else " "
-            text = repr(job.tokenizer.token(token))
-            lines.append(f"{place:5d} {token:7d} {mark} {part.name:10s} {text}")
-    return "\n".join(lines)

@@ -14,9 +14,13 @@ COMMANDS = {
     "train": "teach a model a way of writing, or a sentence of feedback (train.py)",
     "sample": "ask a model, with or without an adapter (sample.py)",
     "evaluate": "let a run and its rivals answer unseen prompts, and judge (evaluate.py)",
+    "import": "make demonstrations of a mailbox, of texts, or of a table",
     "feedback": "make the data folder of a sentence of feedback (sample.py --feedback)",
     "fetch": "fetch a model, and print its folder",
 }
+
+# Where the word cannot be a module's name.
+MODULES = {"import": "import_mail"}
 
 
 def main() -> None:
@@ -32,4 +36,4 @@ def dispatch(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise InputError(f"{name}: there is no such command{nearest(name, COMMANDS)}")
-    importlib.import_module(f"minialign.commands.{name}").main(rest)
+    importlib.import_module(f"minialign.commands.{MODULES.get(name, name)}").main(rest)

@@ -33,19 +33,26 @@ PROCESS_BYTES = 400_000_000
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second of the two kinds of work, on this machine with this model."""
+    """Tokens per second of each kind of work, on this machine with this model."""
 
     training: float
     sampling: float
+    # of one answer alone, as before and after the run
+    single: float = math.inf
 
     @classmethod
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
         rows = min(work.sampling.max_rows, work.samples)
         sampling = _sampling_speed(model, work, rows) if work.written else float("inf")
-        return cls(_training_speed(model, work.probe), sampling)
+        single = _sampling_speed(model, work, 1)
+        return cls(_training_speed(model, work.probe), sampling, single)
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: Work, preview_tokens: int = 0) -> float:
+        """Of the run, with an answer of so many tokens before it and one after it."""
+        return self._work_seconds(work) + 2 * preview_tokens / self.single
+
+    def _work_seconds(self, work: Work) -> float:
         # The policy reads a text in every step that it stands in, the reference once and forward.
         return (work.read + work.referred / 3) / self.training + work.written / self.sampling
 
@@ -154,7 +161,10 @@ def activation_bytes(
 
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     """The first lines of a run: what will happen to what, and what it costs."""
-    seconds, gigabytes = duration(speed.seconds(job.work)), memory_bytes(model, job) / 1e9
+    seconds, gigabytes = (
+        duration(speed.seconds(job.work, job.preview_tokens)),
+        memory_bytes(model, job) / 1e9,
+    )
     rows = [
         *_model_rows(model, job),
         *job.source.rows(job.lessons),

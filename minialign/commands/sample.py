@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -24,26 +25,24 @@ FIRST = (
     *("prompt", "prompts", "chat", "adapter", "n", "out", "max_new_tokens", "temperature"),
     *("seed", "model"),
 )
-HELP = (
-    "/adapter on|off: with or without the adapter   /reset: forget the conversation   /quit: leave"
-)
 
 
 @dataclass(frozen=True)
 class SampleOptions:
     """sample.py's flags."""
 
-    prompt: str = knob("", "what to answer")
+    prompt: str = knob("", "what to answer", subject="what to ask")
     prompts: str = knob("", "or a file of prompts, JSON Lines of {prompt} or {messages}")
     chat: bool = knob(
-        False, "or a conversation in the terminal; /adapter off and /adapter on compare"
+        False, "or a conversation in the terminal; /side compares with and without the adapter"
     )
     adapter: tuple[str, ...] = knob(
         (),
         "a run folder, or an adapter folder in PEFT's format; several (again --adapter) are added "
         "up, FOLDER=0.5 by half",
+        subject="the model",
     )
-    n: int = knob(1, "answers a prompt")
+    n: int = knob(1, "answers a prompt", subject="the answers")
     out: str = knob("", "write the answers to --prompts into this file, a line each")
     max_new_tokens: int = knob(400, "tokens an answer at most")
     temperature: float = knob(0.7, "0 takes the likeliest token; 1 is the model as it is")
@@ -51,12 +50,14 @@ class SampleOptions:
     top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
     seed: int = knob(0, "the same seed gives the same answers")
     model: str = knob(
-        "", "alias, hub id or folder; by default the one that the adapter was trained on"
+        "",
+        "alias, hub id or folder; by default the one that the adapter was trained on",
+        subject="the model",
     )
     revision: str = knob("", "the hub's branch, tag or commit")
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
-    overwrite: bool = knob(False, "replace the file --out")
+    overwrite: bool = knob(False, "replace the file --out", subject="the answers")
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
@@ -65,9 +66,8 @@ class SampleOptions:
             f"max_new_tokens must be at least 1, not {self.max_new_tokens}",
         )
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
-        SamplingConfig(
-            self.max_new_tokens, self.temperature, self.top_p, self.top_k
-        )  # checks the rest
+        # Checks the rest.
+        SamplingConfig(self.max_new_tokens, self.temperature, self.top_p, self.top_k)
 
 
 def parse(arguments: list[str]) -> SampleOptions:
@@ -76,7 +76,7 @@ def parse(arguments: list[str]) -> SampleOptions:
         '--feedback "a sentence" makes the data folder of a sentence of feedback: '
         "sample.py --feedback --help"
     )
-    add_flags(parser, SampleOptions, "options [default]", SampleOptions(), first=FIRST)
+    add_flags(parser, SampleOptions, "options", SampleOptions(), first=FIRST)
     given = parser.parse(arguments)
     options = config_from_flags(SampleOptions(), given)
     require(bool(options.prompt.strip()) or "prompt" not in given, "--prompt is empty: give a text")
@@ -135,7 +135,7 @@ def check_out(file: Path, overwrite: bool) -> None:
 def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.policy.adapters import combine_adapters
     from minialign.policy.peft import load_adapter
-    from minialign.training.folder import adapter_folder, base_of
+    from minialign.training.folder import adapter_folder, base_of, folder_and_weight
     from minialign.weights.find import DEFAULT_MODEL
     from minialign.weights.load import load
 
@@ -161,20 +161,6 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     return model, tokenizer
 
 
-def folder_and_weight(text: str) -> tuple[str, float]:
-    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1.
-
-    A path that exists as it stands is one: a sweep's folders are called beta=0.1.
-    """
-    if Path(text).exists():
-        return text, 1.0
-    folder, equals, weight = text.rpartition("=")
-    try:
-        return (folder, float(weight)) if equals and folder else (text, 1.0)
-    except ValueError:
-        return text, 1.0
-
-
 def generation(options: SampleOptions) -> dict[str, Any]:
     return {
         "max_new_tokens": options.max_new_tokens,
@@ -197,7 +183,8 @@ class Printer:
         self.tokenizer, self.n, self.stop_ids, self.prompts = tokenizer, n, stop_ids, prompts
         self.ids: list[list[int]] = [[] for _ in range(n * len(prompts))]
         self.current = 0
-        self.shown: str | None = None  # of the current sample; None before its title
+        # of the current sample; None before its title
+        self.shown: str | None = None
 
     def __call__(self, prompt: int, sample: int, token: int) -> None:
         self.ids[prompt * self.n + sample].append(token)
@@ -222,7 +209,8 @@ class Printer:
                 print(f"--- {sample + 1} of {self.n} ---")
         text = self.tokenizer.decode(self.ids[self.current])
         if not ended:
-            text = text.rstrip("\ufffd")  # half a character waits for its other bytes
+            # half a character waits for its other bytes
+            text = text.rstrip("\ufffd")
         print(text[len(self.shown) :], end="\n\n" if ended else "", flush=True)
         self.shown = text
         if ended:
@@ -285,37 +273,15 @@ def as_demonstration(messages: Messages, text: str) -> dict[str, Any]:
 
 def chat(model: CausalLM, tokenizer: Tokenizer, options: SampleOptions) -> None:
     """A conversation in the terminal."""
-    from minialign.policy.adapters import active_adapter, set_adapter
+    from minialign.commands.chat import Chat, talk
+    from minialign.policy.adapters import active_adapter
+    from minialign.policy.reference import reference_policy
 
     adapter = active_adapter(model)
-    messages: Messages = []
-    print(HELP)
-    while True:
-        try:
-            text = input("you> ").strip()
-        except EOFError:
-            print()
-            return
-        command = text.split()
-        if text == "/quit":
-            return
-        if text == "/reset":
-            messages = []
-            print("forgotten")
-        elif command[:1] == ["/adapter"] and command[1:] in (["on"], ["off"]):
-            if adapter is None:
-                print("there is no adapter: start with --adapter")
-                continue
-            set_adapter(model, adapter if command[1] == "on" else None)
-            print(f"adapter {command[1]}")
-        elif text.startswith("/"):
-            print(HELP)
-        elif text:
-            messages.append({"role": "user", "content": text})
-            try:
-                messages.append(
-                    {"role": "assistant", "content": stream(model, tokenizer, [messages], options)}
-                )
-            except InputError as error:  # the conversation has outgrown the context
-                print(f"{error}; /reset starts anew")
-                messages.pop()
+
+    def say(messages: Messages, adapted: bool, temperature: float) -> str:
+        with reference_policy(model, adapter if adapted else None):
+            warm = dataclasses.replace(options, temperature=temperature)
+            return stream(model, tokenizer, [messages], warm)
+
+    talk(Chat(say, options.temperature, has_adapter=adapter is not None))

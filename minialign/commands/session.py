@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.data.knobs import require
+from minialign.errors import InputError
 from minialign.training.knobs import TrainOptions
 
 if TYPE_CHECKING:
     from minialign.commands.job import Job
     from minialign.model.transformer import CausalLM
+    from minialign.policy.sample import Completion
     from minialign.training.run import Run
 
 
 def run_job(job: Job, again: str = "") -> None:
     """What train.py shows. `again` is the command that goes on after Ctrl-C."""
     if job.options.inspect:
-        from minialign.commands.job import inspect
+        from minialign.commands.inspect import inspect
 
         print(inspect(job))
         return
@@ -42,9 +44,18 @@ def run_job(job: Job, again: str = "") -> None:
 
 
 def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
-    """Everything that can be refused is, here. A sentence of feedback becomes data first."""
-    from minialign.commands.job import prepare_job
+    """Everything that can be refused is, here. A sentence of feedback, or a mailbox, becomes data
+    first.
+    """
+    from minialign.commands.import_mail import imported, is_to_import
+    from minialign.commands.job import check_method, prepare_job
 
+    if options.demos and not options.resume and is_to_import(Path(options.demos)):
+        # Before the minutes that a large mailbox may take.
+        check_method(options, given)
+        demos, out = imported(options.demos, options.out)
+        options = dataclasses.replace(options, demos=demos, out=out)
+        return dataclasses.replace(prepare_job(options, given), asks=sys.stdin.isatty())
     if options.feedback and not options.resume:
         options = with_data(options, given)
     return prepare_job(options, given)
@@ -86,8 +97,7 @@ class Session:
     job: Job
     model: CausalLM
     run: Run
-    before: str
-    after: str = ""
+    before: Completion
 
 
 def load(job: Job) -> Session:
@@ -102,6 +112,8 @@ def load(job: Job) -> Session:
     # All refusals come before this.
     print("timing a few steps ...", file=sys.stderr, flush=True)
     print(describe(model, job, Speed.measured(model, job.work)), flush=True)
+    if job.asks and input("train? [Y/n] ").strip().lower() in ("n", "no"):
+        raise InputError(f"nothing was trained: edit {job.options.demos} and call again")
     before = answer(model, job, None)
     return Session(job, model, open_run(job), before)
 
@@ -171,14 +183,17 @@ def show(session: Session) -> None:
     from minialign.policy.adapters import active_adapter
 
     job, run = session.job, session.run
-    session.after = answer(session.model, job, active_adapter(session.model))
-    asked = job.prompt[-1]["content"]
-    run.write_preview(asked, session.before, session.after)
+    after = answer(session.model, job, active_adapter(session.model))
+    asked, answers = job.prompt[-1]["content"], {"before": session.before, "after": after}
+    cut = [name for name, found in answers.items() if found.finish_reason == "length"]
+    run.write_preview(asked, session.before.text, after.text, cut)
     run.finish()
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {run.elapsed:.0f} s ({spent})\n")
-    for title, text in (("prompt", asked), ("before", session.before), ("after", session.after)):
-        print(f"--- {title} ---\n{text}\n")
+    print(f"--- prompt ---\n{asked}\n")
+    for name, found in answers.items():
+        title = f"{name}, cut off after {job.preview_tokens} tokens" if name in cut else name
+        print(f"--- {title} ---\n{found.text}\n")
     print(f"all of it on one page: {write_report(job.out)}")
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
@@ -186,7 +201,7 @@ def show(session: Session) -> None:
         print(f"      {evaluation}")
 
 
-def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
+def answer(model: CausalLM, job: Job, adapter: str | None) -> Completion:
     """What the model says to the preview prompt, a little below temperature 1, as a person asks."""
     from minialign.policy.reference import reference_policy
     from minialign.policy.sample import generate
@@ -196,8 +211,8 @@ def answer(model: CausalLM, job: Job, adapter: str | None) -> str:
             model,
             job.tokenizer,
             [job.prompt],
-            max_new_tokens=job.longest + job.longest // 2,
+            max_new_tokens=job.preview_tokens,
             temperature=0.7,
             seed=job.options.seed,
         )
-    return group[0].text
+    return group[0]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from minialign.data.alike import near_duplicates
 from minialign.data.feedback import (
     FeedbackData,
     data_paths,
@@ -89,12 +90,30 @@ def read_source(options: TrainOptions) -> Source:
     if options.data:
         return Scopes(options.data, load_data(options.data))
     everything = load_demonstrations(options.demos)
-    train = training_split(everything)
+    train, advice = distinct(training_split(everything))
     if not train:
         raise InputError(f'{options.demos}: no line has "split": "train" (or no split at all)')
     held_out = load_demonstrations(options.test) if options.test else held_out_split(everything)
     check_held_out(train, held_out)
-    return Demonstrations(options.demos, options.test, train, held_out)
+    return Demonstrations(options.demos, options.test, train, held_out, advice)
+
+
+def distinct(train: list[Demonstration]) -> tuple[list[Demonstration], list[str]]:
+    """Without those that repeat another word for word, and advice, a line each."""
+    first: dict[tuple[str, str], Demonstration] = {}
+    for one in train:
+        first.setdefault((str(one.messages), one.completion), one)
+    kept, advice = list(first.values()), []
+    if repeated := len(train) - len(kept):
+        advice.append(f"{plural(repeated, 'demonstration')} that repeat others count once")
+    for place, other in near_duplicates([one.completion for one in kept]).items():
+        advice.append(
+            f"{kept[place].source}: nearly the same as {kept[other].source}: together they teach "
+            "little more than one"
+        )
+    if len(kept) == 1:
+        advice.append("one demonstration alone is mostly learned by heart: give three to ten")
+    return kept, advice
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,7 @@ class Demonstrations:
     test: str
     train: list[Demonstration]
     held_out: list[Demonstration]
+    advice: list[str] = dataclasses.field(default_factory=list)
     kind: str = DEMONSTRATIONS
 
     @property
@@ -134,13 +154,14 @@ class Demonstrations:
         train = [example for example, _ in encoded]
         held_out = [encode_demonstration(d, tokenizer, limit)[0] for d in self.held_out]
         longest = max(len(example.completion_ids) for example in train)
-        return Lessons(train, held_out), longest, [warning for _, warning in encoded if warning]
+        cut = [warning for _, warning in encoded if warning]
+        return Lessons(train, held_out), longest, [*self.advice, *cut]
 
     def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
         tokens = sum(map(len, lessons.train))
         learned = f"{plural(len(self.train), 'demonstration')}, {tokens:,} tokens: {self.file}"
         judged = f"{plural(len(self.held_out), 'held-out demonstration')}: {self.test or self.file}"
-        nothing = "nothing: give held-out demonstrations with --test FILE.jsonl"
+        nothing = 'nothing: give some lines "split": "test", or --test FILE.jsonl'
         return [
             ("learns from", learned),
             ("judged by", judged if self.held_out else nothing),
@@ -197,7 +218,8 @@ def with_paths(options: TrainOptions) -> TrainOptions:
         return _with_data_paths(options)
     if not options.demos:
         raise InputError(
-            '--demos FILE.jsonl is missing: a line each of {"prompt": ..., "completion": ...}'
+            '--demos FILE.jsonl is missing: a line each of {"prompt": ..., "completion": ...}; or '
+            "name a mailbox (.mbox, .eml, Maildir), or texts"
         )
     demos = Path(options.demos)
     beside = demos.with_name(f"{demos.stem}_test{demos.suffix}")

@@ -1,7 +1,9 @@
 """A grid of runs: every combination of the knobs' values, each in a folder of its own.
 
     python train.py --demos emails.jsonl --out runs/grid --sweep lr=1e-4,3e-4 --sweep beta=0.05,0.1
+    python train.py --demos emails.jsonl --out runs/pairs --sweep lr:beta=1e-4:0.05,3e-4:0.1
 
+Knobs with colons between go together: the second line makes two runs, the first one four.
 The folders lie in --out and are named after their values, `beta=0.05 learning_rate=0.0001`, so that
 a sweep that was interrupted goes on: the same command resumes the run that was cut short, and what
 is finished is not trained again. A folder that holds another run than the one wanted is refused.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import operator
 import shlex
 import shutil
 import sys
@@ -65,6 +68,8 @@ def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
     folders = [Path(options.out) / folder_name(point) for point in points]
     planned = zip(points, folders, strict=True)
     jobs = [job for point, folder in planned if (job := _planned(options, given | point, folder))]
+    # A person who asks for many runs is not asked before each.
+    jobs = [dataclasses.replace(job, asks=False) for job in jobs]
     for job in jobs:
         # Checked: nothing but a run is in there.
         if job.options.overwrite and job.out.exists():
@@ -96,30 +101,40 @@ def _planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job 
 def grid(sweep: Sequence[str]) -> list[dict[str, str]]:
     """`beta=0.05`, `0.1` (the same knob's next value), `lr=1e-4` -> every combination, as flags.
 
-    Raises InputError for a value without a knob, or a knob or a value that is given twice.
+    `lr:beta=1e-4:0.05` has a value for each of two knobs, which go together. Raises InputError for
+    a value without a knob, or a knob or a value that is given twice.
     """
-    values: dict[str, list[str]] = {}
-    name = ""
+    axes: list[list[dict[str, str]]] = []
+    names: list[str] = []
     for part in sweep:
         key, equals, value = part.partition("=")
         if equals:
-            name = SHORT.get(key.strip(), key.strip().replace("-", "_"))
-            if name in values:
-                raise InputError(
-                    f"--sweep {part}: {name} is swept already: give all values at once"
-                )
-            values[name] = []
-        if not name or not (value if equals else part).strip():
-            raise InputError(f"--sweep {part}: write KNOB=VALUE,VALUE")
-        own = (value if equals else part).strip()
-        if _number(own) in map(_number, values[name]):
-            raise InputError(f"--sweep {name}: {own} is given twice: leave it in once")
-        values[name].append(own)
-    names = sorted(values)
-    return [
-        dict(zip(names, combination, strict=True))
-        for combination in itertools.product(*(values[name] for name in names))
-    ]
+            names = _new_names(key, [name for axis in axes for name in axis[0]])
+            axes.append([])
+        own = [text.strip() for text in (value if equals else part).split(":")]
+        if not names or not all(names + own) or len(own) != len(names):
+            form = ":".join(["KNOB"] * len(names or [0])), ":".join(["VALUE"] * len(names or [0]))
+            raise InputError(f"--sweep {part}: write {form[0]}={form[1]},{form[1]}")
+        if [*map(_number, own)] in [[*map(_number, point.values())] for point in axes[-1]]:
+            raise InputError(
+                f"--sweep {':'.join(names)}: {':'.join(own)} is given twice: leave it in once"
+            )
+        axes[-1].append(dict(zip(names, own, strict=True)))
+    # The order in which knobs are given does not matter.
+    ordered = sorted(axes, key=lambda axis: sorted(axis[0]))
+    joined = (reduce(operator.or_, points) for points in itertools.product(*ordered))
+    return [dict(sorted(point.items())) for point in joined]
+
+
+def _new_names(key: str, swept: list[str]) -> list[str]:
+    """`lr:beta` -> its knobs. Raises InputError for one that is swept already."""
+    names: list[str] = []
+    for text in key.split(":"):
+        name = SHORT.get(text.strip(), text.strip().replace("-", "_"))
+        if name in (*swept, *names):
+            raise InputError(f"--sweep {key}: {name} is swept already: give all values at once")
+        names.append(name)
+    return names
 
 
 def _number(text: str) -> float | str:

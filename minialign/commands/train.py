@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from minialign.commands.cli import OneLineParser, add_flags
+from minialign.commands.config_file import flags_in
 from minialign.commands.session import prepare, run_job
 from minialign.data.knobs import config_from_flags, require
 from minialign.data.records import DEMONSTRATIONS, FEEDBACK
@@ -41,17 +43,22 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
     add_flags(
         parser,
         TrainOptions,
-        "options [default]",
+        "options",
         TrainOptions(),
         first=FIRST,
         helps={"method": _methods_help()},
     )
-    title = f"knobs of {card.title} [laptop recipe]; --recipe paper has the sources' values"
-    add_flags(parser, card.knobs_class, title, card.recipes["laptop"])
-    parser.epilog = "Each method has knobs of its own: --method NAME --help-all shows them."
+    add_flags(parser, card.knobs_class, "knobs", card.recipes["laptop"])
+    parser.epilog = (
+        f"--help-all shows the knobs of {card.title}, each with its value in the laptop recipe "
+        "(--recipe paper: the sources' values). Other methods have others: --method NAME "
+        "--help-all."
+    )
     given = parser.parse(arguments)
     if file := given.pop("file"):
-        require("demos" not in given, f"{file}: --demos names a file already: give one of them")
+        require(
+            "demos" not in parser.typed, f"{file}: --demos names a file already: give one of them"
+        )
         given["demos"] = file
     names = TrainOptions.__dataclass_fields__
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
@@ -59,7 +66,16 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
         bool(options.prompt.strip()) or "prompt" not in given,
         "--prompt is empty: give a text, or leave it out",
     )
-    return options, {k: v for k, v in given.items() if k not in names}
+    knobs = {k: v for k, v in given.items() if k not in names}
+    return options, _without_swept(options, knobs, parser.typed) if options.sweep else knobs
+
+
+def _without_swept(options: TrainOptions, knobs: dict[str, Any], typed: set[str]) -> dict[str, Any]:
+    """A sweep's values win over those of --config, as the command line does."""
+    from minialign.commands.sweep import grid
+
+    swept = grid(options.sweep)[0]
+    return {name: value for name, value in knobs.items() if name in typed or name not in swept}
 
 
 def _peek(arguments: list[str]) -> Card:
@@ -70,18 +86,21 @@ def _peek(arguments: list[str]) -> Card:
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("--method", "--data", "--feedback", "--resume"):
+    for name in ("--method", "--data", "--feedback", "--resume", "--config"):
         peek.add_argument(name, default="")
-    seen, _ = peek.parse_known_args(
+    found, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
     )
-    if seen.resume:
-        record = read_run_record(seen.resume)
+    seen = {name: value for name, value in vars(found).items() if value}
+    if "config" in seen:
+        seen = flags_in(Path(seen["config"]), seen) | seen
+    if "resume" in seen:
+        record = read_run_record(seen["resume"])
         return card_of(record["options"].get("method", ""), source_of(record))
-    source = FEEDBACK if seen.data or seen.feedback else DEMONSTRATIONS
-    named = [card for card in CARDS if card.name == seen.method]
+    source = FEEDBACK if seen.get("data") or seen.get("feedback") else DEMONSTRATIONS
+    named = [card for card in CARDS if card.name == seen.get("method")]
     fitting = [card for card in named if source in card.learns_from]
-    return (fitting or named or [card_of(seen.method, source)])[0]
+    return (fitting or named or [card_of(str(seen.get("method", "")), source)])[0]
 
 
 def _methods_help() -> str:

@@ -6,29 +6,27 @@ Whatever is wrong with a file is one line that names the file, the line and what
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from minialign.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+from minialign.data.formats import not_json_lines
+from minialign.errors import InputError
 
 
 def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """The objects of a JSON Lines file with their line numbers; blank lines are skipped."""
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if content.strip() and (other := not_json_lines(path, content)):
+        raise InputError(other)
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not UTF-8 at byte {error.start}: save the file as UTF-8"
@@ -51,7 +49,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
         raise InputError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object")

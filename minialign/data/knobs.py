@@ -18,14 +18,17 @@ from minialign.errors import InputError
 T = TypeVar("T")
 
 
-def knob(default: Any, help: str) -> Any:
-    """A dataclass field with a help text, which becomes the command line's."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def knob(default: Any, help: str, subject: str = "") -> Any:
+    """A dataclass field with a help text, which becomes the command line's.
+
+    `subject` is the heading that it stands under, and with it those after it that name none.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "subject": subject})
 
 
-def knobs(default: Any, prefix: str) -> Any:
+def knobs(default: Any, prefix: str, subject: str = "") -> Any:
     """A field that holds knobs of its own; their flags begin with `prefix`."""
-    return dataclasses.field(default=default, metadata={"prefix": prefix})
+    return dataclasses.field(default=default, metadata={"prefix": prefix, "subject": subject})
 
 
 def require(condition: bool, message: str) -> None:
@@ -35,25 +38,28 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class Flag:
-    """One knob: its flag name, where it lives in the config, and what it takes."""
+    """One knob: its flag name, where it lives in the config, what it takes and what it is about."""
 
     name: str
     path: tuple[str, ...]
     type: Any
     help: str
+    subject: str
 
 
-def flags_of(config_class: type, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Flag]:
+def flags_of(
+    config_class: type, prefix: str = "", path: tuple[str, ...] = (), subject: str = ""
+) -> Iterator[Flag]:
     """The knobs of a config dataclass, nested ones included."""
     types = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(types[field.name]):
-            nested = typing.cast(type, types[field.name])
-            yield from flags_of(nested, field.metadata["prefix"], (*path, field.name))
+        kind, place = types[field.name], (*path, field.name)
+        subject = field.metadata["subject"] or subject
+        if dataclasses.is_dataclass(kind):
+            nested = typing.cast(type, kind)
+            yield from flags_of(nested, field.metadata["prefix"], place, subject)
         else:
-            yield Flag(
-                prefix + field.name, (*path, field.name), types[field.name], field.metadata["help"]
-            )
+            yield Flag(prefix + field.name, place, kind, field.metadata["help"], subject)
 
 
 def config_from_flags(base: T, given: dict[str, Any]) -> T:
@@ -92,6 +98,26 @@ def _converted(flag: Flag, text: str) -> Any:
     if choices and value not in choices:
         raise InputError(f"{flag.name}: {text!r} is not one of {', '.join(choices)}")
     return value
+
+
+def typed_value(flag: Flag, value: Any) -> Any:
+    """A value as JSON or TOML has it, in the type that the flag takes.
+
+    Raises InputError, naming the flag, where it is of another type, or not one of its choices.
+    """
+    takes: dict[Any, tuple[type, ...]] = {
+        bool: (bool,),
+        int: (int,),
+        float: (int, float),
+        tuple[str, ...]: (str, list),
+    }
+    kinds = takes.get(flag.type, (str,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and flag.type is not bool):
+        names = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise InputError(f"{flag.name}: {value!r} is not {names.get(flag.type, 'a text')}")
+    if flag.type is bool:
+        return value
+    return _converted(flag, ",".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _replaced(config: Any, values: dict[str, Any], prefix: str) -> Any:

@@ -2,9 +2,10 @@
 token ids).
 
 Demonstrations are JSON Lines: `{"prompt", "completion"}` (also `output` or `response`), or
-`{"messages": [...]}` whose last message is the assistant's. A line may carry `"split"`: `train`
-lines are learned from, the others are held out. Whatever is wrong with a file is one line that
-names the file, the line and what to do.
+`{"messages": [...]}` whose last message is the assistant's. Alpaca's `{"instruction", "input",
+"output"}` and ShareGPT's `{"conversations": [{"from", "value"}]}` are read as these.
+A line may carry `"split"`: `train` lines are learned from, the others are held out. Whatever is
+wrong with a file is one line that names the file, the line and what to do.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ Messages = list[dict[str, str]]
 # What a run can learn from.
 DEMONSTRATIONS, FEEDBACK, PAIRS = "demonstrations", "feedback", "pairs"
 COMPLETION_KEYS = ("completion", "output", "response")
+# What a text without a prompt goes by.
+TEXT_KEYS = ("text", "body", "email", "e-mail", "mail", "message", "content")
+SHAREGPT_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,9 @@ def load_demonstrations(path: str | Path) -> list[Demonstration]:
 
     Raises InputError for a missing, empty or broken file, naming the line.
     """
-    return [_demonstration(record, f"{path}, line {number}") for number, record in read_jsonl(path)]
+    return [
+        parse_demonstration(record, f"{path}, line {number}") for number, record in read_jsonl(path)
+    ]
 
 
 def load_prompts(path: str | Path) -> list[Messages]:
@@ -75,7 +87,11 @@ def load_prompts(path: str | Path) -> list[Messages]:
 
     A file of demonstrations is a file of prompts too. Raises InputError naming the line.
     """
-    return [_prompt(record, f"{path}, line {number}") for number, record in read_jsonl(path)]
+    return [
+        _prompt(_as_ours(record, where), where)
+        for number, record in read_jsonl(path)
+        for where in [f"{path}, line {number}"]
+    ]
 
 
 def training_split(demonstrations: Iterable[Demonstration]) -> list[Demonstration]:
@@ -88,14 +104,35 @@ def held_out_split(demonstrations: Iterable[Demonstration]) -> list[Demonstratio
     return [d for d in others if d.split == "test"] or others
 
 
-def _demonstration(record: dict[str, Any], where: str) -> Demonstration:
-    messages, completion = _parts(record, where)
-    completion = (
-        completion.strip()
-    )  # outer white space is no style, and would stand before the end token
+def parse_demonstration(record: dict[str, Any], where: str) -> Demonstration:
+    """A record as it stands at `where` in a file. Raises InputError for whatever is wrong."""
+    messages, completion = _parts(_as_ours(record, where), where)
+    # Outer white space is no style, and would stand before the end token.
+    completion = completion.strip()
     if not completion:
         raise InputError(f"{where}: the completion is empty: write it or delete the line")
     return Demonstration(messages, completion, where, record.get("split"))
+
+
+def _as_ours(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """Alpaca's and ShareGPT's records under our names; all others as they are."""
+    if "conversations" in record and "messages" not in record:
+        turns = record["conversations"]
+        well_formed = isinstance(turns, list) and all(
+            isinstance(t, dict) and t.get("from") in SHAREGPT_ROLES for t in turns
+        )
+        if not well_formed:
+            raise InputError(
+                f'{where}: "conversations" must be a list of {{"from": "human" or "gpt", "value"}}'
+            )
+        messages = [{"role": SHAREGPT_ROLES[t["from"]], "content": t.get("value")} for t in turns]
+        return {**record, "messages": messages}
+    if "instruction" in record and "prompt" not in record:
+        asked, given = record["instruction"], record.get("input")
+        if isinstance(asked, str) and isinstance(given, str) and given.strip():
+            asked = f"{asked}\n\n{given}"
+        return {**record, "prompt": asked}
+    return record
 
 
 def _parts(record: dict[str, Any], where: str) -> tuple[Messages, str]:
@@ -104,7 +141,9 @@ def _parts(record: dict[str, Any], where: str) -> tuple[Messages, str]:
     key = next((key for key in COMPLETION_KEYS if key in record), "completion")
     for field in ("prompt", key):
         if field not in record:
-            raise InputError(f'{where}: the field "{field}" is missing')
+            texts = [key for key in TEXT_KEYS if key in record]
+            advice = ": minialign import makes demonstrations of texts" if texts else ""
+            raise InputError(f'{where}: the field "{field}" is missing{advice}')
         if not isinstance(record[field], str):
             raise InputError(f'{where}: the field "{field}" must be a text')
     if not record["prompt"].strip():

@@ -22,6 +22,7 @@ from minialign.feedback.endpoint import EndpointTeacher
 from minialign.feedback.local_teacher import LocalTeacher
 from minialign.feedback.teacher import Cached, Teacher
 from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import combine_adapters, remove_adapter
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.peft import load_adapter
 from minialign.training.folder import adapter_folder, read_run_record, source_of
@@ -36,7 +37,8 @@ MEASURES: dict[str, type[Measure]] = {DEMONSTRATIONS: Voice, FEEDBACK: Scopes, P
 class Contest:
     """Everything that is known, and checked, before the model loads."""
 
-    record: dict[str, Any]  # of the first run: its model counts
+    # of the first run: its model counts
+    record: dict[str, Any]
     measure: Measure
 
 
@@ -54,7 +56,8 @@ def prepare(folders: Sequence[Path], options: EvaluateOptions) -> Contest:
         find_checkpoint(options.judge_model)
     records = [read_run_record(folder) for folder in folders]
     for folder, record in zip(folders, records, strict=True):
-        adapter_folder(str(folder))  # refuses an unfinished run
+        # refuses an unfinished run
+        adapter_folder(str(folder))
         if _base_of(record) != _base_of(records[0]):
             raise InputError(
                 f"{folder}: was trained on {_base_of(record)}, {folders[0]} on "
@@ -109,11 +112,22 @@ def _seated(model: CausalLM, measure: Measure) -> list[Contestant]:
     contestants = []
     for place, entry in enumerate(measure.entries):
         # A folder may have a name that no adapter can have, such as one with a dot.
-        adapter = f"contestant_{place}" if entry.adapter else None
+        adapter = f"contestant_{place}" if entry.adapter or entry.summed else None
         if entry.adapter and adapter:
             load_adapter(model, entry.adapter, adapter)
+        if entry.summed and adapter:
+            _load_sum(model, entry.summed, adapter)
         contestants.append(measure.contestant(entry, adapter))
     return contestants
+
+
+def _load_sum(model: CausalLM, summed: Sequence[tuple[Path, float]], name: str) -> None:
+    parts = [f"{name}_{number}" for number in range(len(summed))]
+    for part, (folder, _) in zip(parts, summed, strict=True):
+        load_adapter(model, folder, part)
+    combine_adapters(model, {part: w for part, (_, w) in zip(parts, summed, strict=True)}, name)
+    for part in parts:
+        remove_adapter(model, part)
 
 
 def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:

@@ -26,10 +26,11 @@ from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.reference import reference_policy
 from minialign.policy.sample import Completion, sample, with_text
-from minialign.training.folder import adapter_folder
+from minialign.training.folder import adapter_folder, folder_and_weight
 from minialign.weights.tokenizer import Tokenizer
 
-Answers = list[list[Completion]]  # prompt -> answers, with their texts
+# prompt -> answers, with their texts
+Answers = list[list[Completion]]
 Progress = Callable[[str, int], Callable[[int, int, int], None]]
 
 
@@ -41,17 +42,22 @@ class Entry:
     """Who takes part, and where the weights or the answers lie."""
 
     name: str
-    adapter: Path | None = None  # a folder in PEFT's format
+    # a folder in PEFT's format
+    adapter: Path | None = None
     few_shot: bool = False
-    file: Path | None = None  # of answers
+    # of answers
+    file: Path | None = None
+    # several such folders, which are added up, each with its weight
+    summed: tuple[tuple[Path, float], ...] = ()
 
     @property
     def source(self) -> Path | None:
-        return self.adapter or self.file
+        return self.adapter or self.file or (self.summed[0][0] if self.summed else None)
 
     def is_same(self, other: Entry) -> bool:
         places = [source.resolve() if (source := e.source) else None for e in (self, other)]
-        return places[0] == places[1] and self.few_shot == other.few_shot
+        alike = self.few_shot == other.few_shot and self.summed == other.summed
+        return places[0] == places[1] and alike
 
 
 def entries_of(
@@ -97,10 +103,25 @@ def _rival(text: str, run: Path, method: str) -> Entry:
         return Entry(path.resolve().name, adapter_folder(text))
     if path.is_file():
         return Entry(path.stem, file=path)
+    if "+" in text:
+        return _sum(text)
     raise InputError(
-        f"--against {text}: not one of {', '.join((BASE, FEW_SHOT, *names))}, nor a run folder or "
-        "a file of answers"
+        f"--against {text}: not one of {', '.join((BASE, FEW_SHOT, *names))}, nor a run folder, "
+        "a sum of them (runs/a+runs/b=0.5) or a file of answers"
     )
+
+
+def parts_of(text: str) -> list[tuple[str, float]]:
+    """What a rival is added up of, with weights; a path that exists is one part."""
+    parts = [text] if Path(text).exists() else text.split("+")
+    return [folder_and_weight(part.strip()) for part in parts]
+
+
+def _sum(text: str) -> Entry:
+    """runs/a+runs/b=0.5: adapters that are added up, as sample.py does."""
+    weighed = parts_of(text)
+    names = [Path(folder).resolve().name + (f"={w:g}" if w != 1 else "") for folder, w in weighed]
+    return Entry("+".join(names), summed=tuple((adapter_folder(f), w) for f, w in weighed))
 
 
 def _adapter_of(name: str, run: Path, method: str) -> Path:
@@ -113,7 +134,8 @@ def _adapter_of(name: str, run: Path, method: str) -> Path:
                 f"--against {name}: {run / f'adapter-{name}'} is not there: leave {name} out"
             )
         return run / f"adapter-{name}"
-    run = run if run.name else run.resolve()  # "." has no name to put -name behind
+    # "." has no name to put -name behind
+    run = run if run.name else run.resolve()
     folder = run.with_name(f"{run.name}-{name}")
     if not (folder / "adapter").exists():
         raise InputError(
@@ -131,9 +153,12 @@ class Contestant:
     """A policy and what it is shown, or texts that were written elsewhere."""
 
     name: str
-    adapter: str | None = None  # None: the base model
-    shown: tuple[Demonstration, ...] = ()  # few-shot: the demonstrations in its prompt
-    answers: tuple[tuple[str, ...], ...] = ()  # a file's: prompt -> texts
+    # None: the base model
+    adapter: str | None = None
+    # few-shot: the demonstrations in its prompt
+    shown: tuple[Demonstration, ...] = ()
+    # a file's: prompt -> texts
+    answers: tuple[tuple[str, ...], ...] = ()
 
     @property
     def is_policy(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from minialign.data.knobs import knob, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import MODEL, OFFLINE, check_judge
+from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
@@ -20,34 +20,40 @@ class EvaluateOptions:
     against: tuple[str, ...] = knob(
         (BASE, FEW_SHOT, *warm_starts()),
         f"contestants: {BASE}, {FEW_SHOT}, a method ({', '.join(method_names(DEMONSTRATIONS))}: "
-        "RUN's own, a stage of it, or RUN-METHOD), a run folder, a file of answers",
+        "RUN's own, a stage of it, or RUN-METHOD), a run folder, a sum of such "
+        "(runs/a+runs/b=0.5), a file of answers",
+        subject="who answers, and what",
     )
-    judges: tuple[str, ...] = knob(
-        OFFLINE,
-        f"who judges: {', '.join(OFFLINE)} (all offline), {MODEL} (--judge-model, --judge-url)",
-    )
+    judges: tuple[str, ...] = knob(OFFLINE, "who judges", subject="who judges")
     test: str = knob(
         "",
         "held-out demonstrations, or a folder of feedback, as the run learned from; by default "
         "the run's own",
+        subject="who answers, and what",
     )
     n: int = knob(4, "answers a prompt and contestant")
     max_new_tokens: int = knob(0, "tokens an answer at most; 0: 1.25 x the longest held-out text")
     temperature: float = knob(1.0, "of the answers")
     others: str = knob(
-        "", "other people's texts, for the style judge: JSON Lines of {text} or demonstrations"
+        "",
+        "other people's texts, for the style judge: JSON Lines of {text} or demonstrations",
+        subject="who judges",
     )
     judge_model: str = knob("", "the model that judges: a name at --judge-url, or a local model")
     judge_url: str = knob(
         "", "an OpenAI-compatible endpoint; its key is taken from MINIALIGN_API_KEY"
     )
-    general: int = knob(12, "general prompts on which the drift from the base is measured; 0: none")
+    general: int = knob(
+        12,
+        "general prompts on which the drift from the base is measured; 0: none",
+        subject="what is measured and shown",
+    )
     compare: bool = knob(
         False, "compare the runs' curves and knobs on one page instead: runs/comparison.html"
     )
     show: int = knob(2, "prompts whose answers are printed side by side")
-    seed: int = knob(0, "the same seed gives the same answers")
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    seed: int = knob(0, "the same seed gives the same answers", subject="who answers, and what")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
     micro_batch_tokens: int = knob(
         1024,
@@ -60,13 +66,14 @@ class EvaluateOptions:
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
             check_judge(judge)
-        wants_model = MODEL in self.judges
+        asking = [judge for judge in self.judges if judge in ASKING]
         require(
-            wants_model == bool(self.judge_model),
-            "--judges model and --judge-model NAME need each other",
+            bool(asking) == bool(self.judge_model),
+            f"--judges {(asking or [MODEL])[0]} and --judge-model NAME need each other",
         )
         require(
-            wants_model or not self.judge_url, "--judge-url needs --judges model --judge-model NAME"
+            bool(asking) or not self.judge_url,
+            f"--judge-url needs --judges {MODEL} --judge-model NAME",
         )
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
         require(

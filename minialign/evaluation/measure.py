@@ -28,9 +28,11 @@ class Hall:
     contestants: list[Contestant]
     answers: dict[str, Answers]
     sampling: SamplingConfig
-    longest: int  # tokens of the longest text that is scored behind the prompts
+    # tokens of the longest text that is scored behind the prompts
+    longest: int
     options: EvaluateOptions
-    teacher: Callable[[], Teacher]  # who answers a model judge's questions
+    # who answers a model judge's questions
+    teacher: Callable[[], Teacher]
 
 
 class Results(Protocol):
@@ -47,8 +49,10 @@ class Measure(Protocol):
     """What is asked, who takes part and what is measured, for runs that learned from one source."""
 
     usual: ClassVar[EvaluateOptions]
-    useless: ClassVar[tuple[str, ...]]  # flags that it has no use for
-    everywhere: ClassVar[bool]  # whether each run's folder gets the results, or the first alone
+    # flags that it has no use for
+    useless: ClassVar[tuple[str, ...]]
+    # whether each run's folder gets the results, or the first alone
+    everywhere: ClassVar[bool]
 
     @property
     def entries(self) -> list[Entry]: ...

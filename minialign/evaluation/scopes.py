@@ -34,7 +34,7 @@ from minialign.data.feedback import (
 from minialign.data.records import DEMONSTRATIONS, PAIRS, Example, Messages
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Answers, Contestant, Entry
-from minialign.evaluation.judges import MODEL
+from minialign.evaluation.judges import MODEL, QUALITY
 from minialign.evaluation.judges.model import ModelJudge, Rating
 from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar
@@ -234,6 +234,11 @@ class Scopes:
         options: EvaluateOptions,
     ) -> Scopes:
         _check_sources(folders, records, options)
+        if QUALITY in options.judges:
+            raise InputError(
+                f"--judges {QUALITY}: compares answers to a person's prompts: leave it out for a "
+                "run that learned from feedback"
+            )
         data = _test_data(folders[0], options.test or records[0]["options"]["data"], options)
         for run, record in zip(folders, records, strict=True):
             _check_unseen(data, run, record["options"]["data"])

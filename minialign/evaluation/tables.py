@@ -11,32 +11,61 @@ from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Answers
 from minialign.evaluation.judges.verdicts import Judgement
 
-Figures = dict[str, dict[str, Any]]  # contestant -> name of a figure -> value
+# contestant -> name of a figure -> value
+Figures = dict[str, dict[str, Any]]
 WIDTH = 100
-ROWS = (  # title, name of the figure, how it is shown
+# Title, name of the figure, how it is shown.
+ROWS = (
     ("nats per token (lower is better)", "nats_per_token", "{:.3f}"),
-    ("answers that end by themselves", "stops", "{:.0%}"),
     ("tokens an answer", "mean_tokens", "{:.0f}"),
     ("different word pairs", "distinct_2", "{:.0%}"),
     ("repetition within an answer", "repetition", "{:.0%}"),
     ("copied from the demonstrations", "copied", "{:.0%}"),
+    ("base's nats per token on the answers", "fluency", "{:.2f}"),
+    ("new names an answer", "names", "{:.1f}"),
+    ("  longest run of copied words", "longest_copied", "{:.0f}"),
+    ("secrets that came out", "secrets", "{:.0f}"),
     ("drift from base (nats per token)", "drift", "{:.3f}"),
 )
 
 
-def contest_table(title: str, figures: Figures, judgements: Sequence[Judgement]) -> str:
+def contest_table(
+    title: str,
+    figures: Figures,
+    judgements: Sequence[Judgement],
+    limit: int = 0,
+    person: dict[str, float | None] | None = None,
+) -> str:
+    """All figures by contestant, then who wins.
+
+    `limit` is the most tokens that an answer could have; `person` holds what the person's own texts
+    have of the same figures.
+    """
     names = list(figures)
     width = max(10, *(len(name) + 2 for name in names))
     lines = [title, ""]
     lines.append(f"{'':36}" + "".join(f"{name:>{width}}" for name in names))
-    rows = [ROWS[0], *_margin_rows(figures), *ROWS[1:]]
+    ends = f"answers that end within {limit} tokens" if limit else "answers that end by themselves"
+    rows = [ROWS[0], *_margin_rows(figures), (ends, "stops", "{:.0%}"), *ROWS[1:]]
     for row, key, form in rows:
         cells = [_cell(figures[name], key, form) for name in names]
         if any(cell != "-" for cell in cells):
             lines.append(f"{row:36}" + "".join(f"{cell:>{width}}" for cell in cells))
+    lines += _persons_line(person or {})
     for judgement in judgements:
         lines += ["", *win_table(judgement, names[-1])]
     return "\n".join(lines)
+
+
+def _persons_line(person: dict[str, float | None]) -> list[str]:
+    """What the rows of the same names are to be read next to."""
+    forms = {key: (row, form) for row, key, form in ROWS}
+    known = {key: value for key, value in person.items() if value is not None}
+    said = [f"{forms[key][0]} {forms[key][1].format(value)}" for key, value in known.items()]
+    if not said:
+        return []
+    text = f"the person's own texts: {', '.join(said)}".replace("on the answers", "on them")
+    return ["", *textwrap.wrap(text, WIDTH)]
 
 
 def _margin_rows(figures: Figures) -> list[tuple[str, str, str]]:
@@ -74,6 +103,8 @@ def win_table(judgement: Judgement, asked: str) -> list[str]:
 def _rate(rate: float, low: float, high: float) -> str:
     if math.isnan(rate):
         return "   -   (no usable verdict)"
+    if math.isnan(low) or math.isnan(high):
+        return f"{rate:4.0%}   (too few prompts for an interval)"
     return f"{rate:4.0%}   (95 % interval {low:.0%} to {high:.0%})"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,15 +32,17 @@ from minialign.evaluation.contestants import (
     answers_from_file,
     entries_of,
     held_out_sequences,
+    parts_of,
     prompt_limit,
 )
+from minialign.evaluation.fluency import fluency
 from minialign.evaluation.judges import JUDGES, module_of
 from minialign.evaluation.judges.verdicts import Judgement, Trial, judgement_of
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar, writing
 from minialign.evaluation.names import BASE
 from minialign.evaluation.tables import contest_table, side_by_side
-from minialign.evaluation.texts import text_figures
+from minialign.evaluation.texts import new_names, repetition, text_figures
 from minialign.methods.cards import warm_starts
 from minialign.model.transformer import CausalLM
 from minialign.policy.encode import encode_demonstration
@@ -51,7 +53,8 @@ from minialign.policy.sample import sample
 from minialign.training.folder import read_run_record
 from minialign.weights.tokenizer import Tokenizer
 
-GENERAL_TOKENS = 96  # of an answer on which drift is measured
+# of an answer on which drift is measured
+GENERAL_TOKENS = 96
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,20 @@ class VoiceResults:
     """What was found, by contestant."""
 
     held_out: list[Demonstration]
-    figures: dict[str, dict[str, Any]]  # contestant -> name of a figure -> value
+    # contestant -> name of a figure -> value
+    figures: dict[str, dict[str, Any]]
     answers: dict[str, Answers]
     judgements: list[Judgement]
-    tokens: int  # of the person's held-out texts
+    # of the person's held-out texts
+    tokens: int
+    # tokens an answer at most
+    limit: int = 0
+    # the same of their own texts
+    person: dict[str, float | None] = field(default_factory=dict)
 
     def table(self, show: int) -> str:
         title = f"{len(self.held_out)} held-out demonstrations, {self.tokens} tokens"
-        figures = contest_table(title, self.figures, self.judgements)
+        figures = contest_table(title, self.figures, self.judgements, self.limit, self.person)
         return f"{figures}\n{side_by_side(self.held_out, self.answers, show)}"
 
     def content(self) -> dict[str, Any]:
@@ -74,6 +83,8 @@ class VoiceResults:
         return {
             "prompts": [d.prompt for d in self.held_out],
             "texts": [d.completion for d in self.held_out],
+            "max_new_tokens": self.limit,
+            "person": self.person,
             "contestants": {
                 name: {
                     **figures,
@@ -96,12 +107,14 @@ class Voice:
     useless: ClassVar[tuple[str, ...]] = ()
     everywhere: ClassVar[bool] = False
 
-    knobs: dict[str, Any]  # of the first run
+    # of the first run
+    knobs: dict[str, Any]
     learned: list[Demonstration]
     held_out: list[Demonstration]
     entries: list[Entry]
     others: list[str]
-    written: dict[str, tuple[tuple[str, ...], ...]]  # the answers of those that come with a file
+    # the answers of those that come with a file
+    written: dict[str, tuple[tuple[str, ...], ...]]
 
     @classmethod
     def of(
@@ -110,13 +123,16 @@ class Voice:
         records: Sequence[dict[str, Any]],
         options: EvaluateOptions,
     ) -> Voice:
-        general_prompts(options.general, options.seed, "drift")  # refuses more than there are
+        # refuses more than there are
+        general_prompts(options.general, options.seed, "drift")
         learned = load_demonstrations(records[0]["options"]["demos"])
         held_out = _held_out(learned, records[0]["options"]["test"], options)
-        rivals = [Path(rival) for rival in options.against]
-        others = [read_run_record(rival) for rival in rivals if (rival / "config.json").exists()]
+        parts = [part for rival in options.against for part in parts_of(rival)]
+        rivals = [Path(folder) for folder, _ in parts if (Path(folder) / "config.json").exists()]
+        others = list(map(read_run_record, rivals))
         for record in (*records[1:], *others):
-            if demos := record["options"]["demos"]:  # else it learned from feedback
+            # else it learned from feedback
+            if demos := record["options"]["demos"]:
                 check_held_out(training_split(load_demonstrations(demos)), held_out)
         entries = entries_of(folders, records, options.against)
         prompts = [d.prompt for d in held_out]
@@ -149,7 +165,15 @@ class Voice:
         held_out = self._sequences(hall.model, hall.tokenizer)
         figures = _figures(self, hall, held_out)
         tokens = sum(len(sequence.completion_ids) for sequence in held_out)
-        return VoiceResults(self.held_out, figures, hall.answers, _judged(self, hall), tokens)
+        return VoiceResults(
+            self.held_out,
+            figures,
+            hall.answers,
+            _judged(self, hall),
+            tokens,
+            hall.sampling.max_new_tokens,
+            _persons_figures(self, hall, held_out),
+        )
 
 
 # ---- before the model loads ----
@@ -216,9 +240,39 @@ def _figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, dic
             "margins": {rival: float(margin.mean()) for rival, margin in own.items()},
             "positive": {rival: float((m > 0).float().mean()) for rival, m in own.items()},
             **(shown | {"stops": None} if contestant.answers else shown),
+            "fluency": fluency(
+                model,
+                [text.prompt_ids for text in held_out],
+                answers[name],
+                options.micro_batch_tokens,
+            ),
+            "names": _names(voice, [[c.text for c in group] for group in answers[name]]),
             "drift": drifted,
         }
     return found
+
+
+def _persons_figures(voice: Voice, hall: Hall, held_out: list[Example]) -> dict[str, float | None]:
+    """What is said of the answers, of the person's own texts to the same prompts."""
+    own = [d.completion for d in voice.held_out]
+    with reference_policy(hall.model, None):
+        nats = nats_per_token(hall.model, held_out, hall.options.micro_batch_tokens)
+    return {
+        "fluency": nats,
+        "repetition": sum(map(repetition, own)) / len(own),
+        "names": _names(voice, [[text] for text in own]),
+    }
+
+
+def _names(voice: Voice, texts: Sequence[Sequence[str]]) -> float:
+    """Names an answer that neither its prompt nor a demonstration holds."""
+    learned = [text for d in voice.learned for text in (d.prompt, d.completion)]
+    counts = [
+        new_names(text, [*learned, d.prompt])
+        for d, group in zip(voice.held_out, texts, strict=True)
+        for text in group
+    ]
+    return sum(counts) / len(counts)
 
 
 def _own_answers(

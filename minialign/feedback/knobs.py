@@ -11,7 +11,9 @@ from minialign.data.knobs import knob, require
 class PipelineConfig:
     """How much is asked for. The paper works with some 30 x 32 prompts a scope."""
 
-    categories: int = knob(8, "kinds of requests that prompts are written for (C3PO code 30)")
+    categories: int = knob(
+        8, "kinds of requests that prompts are written for (C3PO code 30)", subject="how much"
+    )
     prompts_per_category: int = knob(
         8, "prompts in scope, and as many near scope, a category (C3PO code 32)"
     )

@@ -66,11 +66,15 @@ class DittoConfig:
     `--method sft` uses the part that concerns it.
     """
 
-    lora: LoRAConfig = knobs(LoRAConfig(), "lora_")
-    sft: SFTConfig = knobs(SFTConfig(), "sft_")
-    sampling: SamplingConfig = knobs(SamplingConfig(rollout_dtype="auto"), "")
-    max_steps: int = knob(40, "DPO steps (paper 40)")
-    resample_every: int = knob(10, "K: steps between two rounds of sampling (paper 10)")
+    lora: LoRAConfig = knobs(LoRAConfig(), "lora_", subject="the adapter")
+    sft: SFTConfig = knobs(SFTConfig(), "sft_", subject="the warm start (SFT)")
+    sampling: SamplingConfig = knobs(
+        SamplingConfig(rollout_dtype="auto"), "", subject="how answers are drawn"
+    )
+    max_steps: int = knob(40, "DPO steps (paper 40)", subject="how it learns")
+    resample_every: int = knob(
+        10, "K: steps between two rounds of sampling (paper 10)", subject="rounds and pairs"
+    )
     samples_per_prompt: int = knob(
         10, "M: completions sampled per demonstration and round (paper 10)"
     )
@@ -83,7 +87,9 @@ class DittoConfig:
         0.1, "share of pairs newer > older samples (paper .1; its code says noisy)"
     )
     beta: float = knob(
-        0.05, "DPO's beta: how far the policy may leave the SFT reference (paper .05)"
+        0.05,
+        "DPO's beta: how far the policy may leave the SFT reference (paper .05)",
+        subject="how it learns",
     )
     learning_rate: float = knob(1e-6, "DPO learning rate, constant after its warm-up (paper 1e-6)")
     warmup_ratio: float = knob(0.25, "share of the DPO steps that warm up (paper .25)")
@@ -162,9 +168,11 @@ C3PO_LORA = LoRAConfig(rank=64, alpha=128.0, dropout=0.0, target_modules=EVERY_L
 class C3POConfig:
     """C3PO (Stephan et al. 2024, arXiv 2402.10893, equation 5 and appendix B)."""
 
-    lora: LoRAConfig = knobs(C3PO_LORA, "lora_")
+    lora: LoRAConfig = knobs(C3PO_LORA, "lora_", subject="the adapter")
     in_scope_loss: Literal["dpo", "sft"] = knob(
-        "dpo", "dpo: revised answers over baselines; sft: learn the revised answers (SCD)"
+        "dpo",
+        "dpo: revised answers over baselines; sft: learn the revised answers (SCD)",
+        subject="how it learns",
     )
     epochs: float = knob(1.0, "times that every in-scope pair is seen (paper 1)")
     pairs_per_step: int = knob(
@@ -172,7 +180,9 @@ class C3POConfig:
     )
     beta: float = knob(0.1, "DPO's beta: how far the policy may leave the base model (paper .1)")
     lambda_out: float = knob(
-        0.2, "weight of the out-of-scope constraint; 0: none (paper .2, its code's sigma_soft)"
+        0.2,
+        "weight of the out-of-scope constraint; 0: none (paper .2, its code's sigma_soft)",
+        subject="what stays as it is",
     )
     lambda_near: float = knob(
         0.1, "weight of the near-scope constraint; 0: none (paper .1, its code's sigma_hard)"
@@ -186,7 +196,9 @@ class C3POConfig:
         "token_mean: every token weighs the same (C3PO code); sequence_mean: every answer; "
         "sum: answers count in full, as in DPO",
     )
-    learning_rate: float = knob(5e-5, "peak learning rate, cosine decay (paper 5e-5)")
+    learning_rate: float = knob(
+        5e-5, "peak learning rate, cosine decay (paper 5e-5)", subject="how it learns"
+    )
     warmup_ratio: float = knob(0.05, "share of the steps that warm up (paper .05)")
     max_grad_norm: float = knob(1.0, "gradients are scaled down to this norm")
     weight_decay: float = knob(0.0, "AdamW's weight decay")

@@ -1,6 +1,6 @@
 """The cheap parts of a layer, with backward passes that keep little.
 
-Autograd keeps every intermediate of RMSNorm, the rotary embedding and SwiGLU for the backward pass.
+Autograd keeps every intermediate of RMSNorm, rotary embedding and gated MLP for the backward pass.
 They are cheap to compute and dear to keep, so each has a backward pass of its own that keeps its
 inputs only and makes the rest again. The equations stand above the code. The plain versions, which
 autograd differentiates, are the reference of the tests and what `--activation-checkpointing none`
@@ -12,12 +12,14 @@ head size.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+Activation = Literal["silu", "gelu_tanh"]
 
 
 def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -27,9 +29,12 @@ def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return weight * normed.to(x.dtype)
 
 
-def plain_swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, silu(z) = z sigmoid(z) (arXiv 2002.05202)."""
-    return F.silu(gate) * up
+def plain_gated(gate: Tensor, up: Tensor, activation: Activation = "silu") -> Tensor:
+    """f(gate) * up (arXiv 2002.05202).
+
+    f is the activation: silu(z) = z sigmoid(z), or GELU by its tanh approximation (1606.08415).
+    """
+    return _activate(gate, activation) * up
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -48,9 +53,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _norm(x, weight, eps)[0]
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`plain_swiglu`, keeping gate and up."""
-    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
+def gated(gate: Tensor, up: Tensor, activation: Activation = "silu") -> Tensor:
+    """`plain_gated`, keeping gate and up."""
+    if torch.is_grad_enabled():
+        return _Gated.apply(gate, up, activation)
+    return _activate(gate, activation).mul_(up)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -86,7 +93,7 @@ class _RMSNorm(torch.autograd.Function):
         wide, grad = x.to(scale.dtype), grad.to(scale.dtype)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (grad * wide * scale).sum(0).to(weight.dtype)
+            grad_weight = (grad * wide * scale).flatten(0, -2).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             grad_x = grad * weight
             shared = torch.linalg.vecdot(grad_x, wide).unsqueeze(-1)
@@ -95,20 +102,28 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
-class _SwiGLU(torch.autograd.Function):
-    """dup = dy silu(gate),   dgate = dy up silu'(gate)"""
+def _activate(gate: Tensor, activation: Activation) -> Tensor:
+    return F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+
+
+class _Gated(torch.autograd.Function):
+    """dup = dy f(gate),   dgate = dy up f'(gate)"""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        ctx.activation = activation
+        return _activate(gate, activation).mul_(up)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         gate, up = ctx.saved_tensors
-        grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
-        return grad_gate, F.silu(gate).mul_(grad)
+        if ctx.activation == "silu":
+            grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+        else:
+            grad_gate = torch.ops.aten.gelu_backward(grad * up, gate, approximate="tanh")
+        return grad_gate, _activate(gate, ctx.activation).mul_(grad), None
 
 
 class _Rotate(torch.autograd.Function):

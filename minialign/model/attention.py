@@ -16,7 +16,8 @@ counted by position.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,36 +30,39 @@ from minialign.model.segments import Segment, causal_mask, heads_first, seen
 class PackedAttention:
     """Attention over segments laid end to end; a shared prompt gets all completions' gradients.
 
-    A prefix must be one of the segments. With `record=True` the keys and values of every layer are
-    kept in `self.recorded` for a cache.
+    A prefix must be one of the segments; `windows` has one entry a layer. With `record=True` the
+    keys and values of every layer are kept in `self.recorded` for a cache.
     """
 
     def __init__(
         self,
         segments: Sequence[Segment],
-        window: int | None,
+        windows: Sequence[int | None],
         device: torch.device,
         record: bool = False,
     ) -> None:
-        self.segments, self.window = segments, window
+        self.segments, self.windows = segments, windows
         self.recorded: list[tuple[Tensor, Tensor]] = []
         self._record = record
-        on_cpu = device.type == "cpu"
-        self._blocks = [blocks_of(s, window, device) for s in segments] if on_cpu else []
-        self._masks = [] if on_cpu else [_mask(s, window, device) for s in segments]
+        self._on_cpu = device.type == "cpu"
+        prepare: Callable[..., Any] = blocks_of if self._on_cpu else _mask
+        self._prepared = {w: [prepare(s, w, device) for s in segments] for w in set(windows)}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._record:
             self.recorded.append((k, v))
-        if self._blocks:
-            return BlockAttention.apply(q, k, v, self.segments, self._blocks)
-        return self.simple(q, k, v)
+        if self._on_cpu:
+            blocks = self._prepared[self.windows[layer]]
+            return BlockAttention.apply(q, k, v, self.segments, blocks)
+        return self.simple(layer, q, k, v)
 
-    def simple(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def simple(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Segment by segment, differentiated by autograd: what a GPU runs, and the reference."""
         parts = []
+        window = self.windows[layer]
+        masks = [] if self._on_cpu else self._prepared[window]
         for i, segment in enumerate(self.segments):
-            mask = self._masks[i] if self._masks else _mask(segment, self.window, q.device)
+            mask = masks[i] if masks else _mask(segment, window, q.device)
             own = slice(segment.start, segment.stop)
             out = F.scaled_dot_product_attention(
                 heads_first(q[own]),

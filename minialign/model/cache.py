@@ -15,25 +15,25 @@ class KVCache:
     """Keys and values of up to `rows` sequences that are being written, of unequal lengths.
 
     Live rows are always `0 .. len(self)-1`. A finished row is overwritten by the last live one, so
-    it costs neither a copy of the rest nor another step. With a window of W each row is a ring of
-    at most W places, position p at place p % W: what has left the window is overwritten. The
-    bookkeeping (`lengths`) is plain Python: it never waits for the device.
+    it costs neither a copy of the rest nor another step. Each row is a ring of as many places as
+    the widest of the layers' `windows`, position p at place p % places: what no layer sees any more
+    is overwritten. The bookkeeping (`lengths`) is plain Python: it never waits for the device.
     """
 
     def __init__(
         self,
-        layers: int,
+        windows: Sequence[int | None],
         rows: int,
         length: int,
         key_value_heads: int,
         head_dim: int,
         *,
-        window: int | None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.places = min(length, window or length)
-        shape = (layers, rows, self.places, key_value_heads, head_dim)
+        self.windows = windows
+        self.places = places_of(windows, length)
+        shape = (len(windows), rows, self.places, key_value_heads, head_dim)
         # zeros, not empty: a masked position weighs 0, and 0 times a stray NaN would still be NaN
         self.keys = torch.zeros(shape, dtype=dtype, device=device)  # (L, B, S, K, Hd)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -76,11 +76,7 @@ class KVCache:
         rows = torch.arange(len(self), device=positions.device)
         written = positions % self.places
         used = min(max(self.lengths), self.places)
-        # added to the scores: a row sees the places that it has written, all of them once it is
-        # a full ring
-        unseen = self._places[:used] > positions[:, None]
-        bias = torch.zeros(unseen.shape, dtype=self.keys.dtype, device=positions.device)
-        bias = bias.masked_fill_(unseen, -torch.inf)[:, None, None]  # (B, 1, 1, S)
+        biases = {window: self._bias(positions, used, window) for window in set(self.windows)}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             count, heads, size = q.shape
@@ -94,8 +90,24 @@ class KVCache:
                 grouped,
                 keys[:, :used].transpose(1, 2),
                 values[:, :used].transpose(1, 2),
-                attn_mask=bias,
+                attn_mask=biases[self.windows[layer]],
             )
             return out.reshape(count, heads, size)
 
         return positions, attend
+
+    def _bias(self, positions: Tensor, used: int, window: int | None) -> Tensor:
+        """What is added to the scores, (B, 1, 1, S): a row sees the places that it has written, all
+        of them once it is a full ring, but none further back than the window.
+        """
+        places = self._places[:used]
+        unseen = places > positions[:, None]
+        if window is not None and window < used:
+            unseen |= (positions[:, None] - places) % self.places >= window
+        bias = torch.zeros(unseen.shape, dtype=self.keys.dtype, device=positions.device)
+        return bias.masked_fill_(unseen, -torch.inf)[:, None, None]
+
+
+def places_of(windows: Sequence[int | None], length: int) -> int:
+    """How many places a row of up to `length` tokens needs."""
+    return max(min(length, window or length) for window in windows)

@@ -1,5 +1,6 @@
-"""A Mistral / Llama transformer by hand: RMSNorm, rotary positions, grouped-query attention,
-SwiGLU.
+"""A transformer by hand: RMSNorm, rotary positions, grouped-query attention, a gated MLP.
+
+It is Llama's, with the switches by which its relatives differ (families.py).
 
 Modules carry the names of the Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`),
 so that loading is a plain `load_state_dict`. The forward pass takes a flat list of tokens and an
@@ -13,6 +14,7 @@ head size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -20,31 +22,36 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minialign.model.activations import (
+    gated,
+    plain_gated,
     plain_rms_norm,
     plain_rotate,
-    plain_swiglu,
     rms_norm,
     rotate,
-    swiglu,
 )
 from minialign.model.attention import PackedAttention
 from minialign.model.config import ModelConfig
 from minialign.model.matmul import Linear, SharedInput
-from minialign.model.rope import rope_frequencies
+from minialign.model.rope import Turn, turn_of
 from minialign.model.segments import Attend, Segment
 
 Checkpointing = Literal["none", "cheap", "full"]
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float) -> None:
+    """x / rms(x), times the weight, or times 1 + weight where norms are centred."""
+
+    def __init__(self, size: int, config: ModelConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps = config.rms_norm_eps
+        self.centred = config.family.centred_norms
         self.lean = True
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, D)
+    def forward(self, x: Tensor) -> Tensor:  # (.., D) -> (.., D)
         norm = rms_norm if self.lean else plain_rms_norm
+        if self.centred:  # in float32: a half type would round 1 + weight
+            return norm(x.float(), 1 + self.weight.float(), self.eps).to(x.dtype)
         return norm(x, self.weight, self.eps)
 
 
@@ -68,18 +75,47 @@ class Attention(SharedInput):
         self.k_proj = Linear(config.hidden_size, keys)
         self.v_proj = Linear(config.hidden_size, keys)
         self.o_proj = Linear(queries, config.hidden_size)
+        self.qkv_bias = config.family.qkv_bias
+        if self.qkv_bias:
+            for projection in self.readers():
+                projection.bias = nn.Parameter(torch.zeros(projection.out_features))
+        self.qk_norm = config.family.qk_norm
+        if self.qk_norm != "none":
+            whole = self.qk_norm == "whole"
+            self.q_norm = RMSNorm(queries if whole else config.head_dim, config)
+            self.k_norm = RMSNorm(keys if whole else config.head_dim, config)
+        # the layouts divide scores by sqrt(head_dim)
+        scale = config.attention_multiplier
+        self.query_scale = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
         self.lean = True
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        heads = (len(x), -1, self.head_dim)
-        turn = rotate if self.lean else plain_rotate
-        q, k, v = (part.view(heads) for part in self.project(x))  # (N, H or K, Hd)
-        q, k = turn(q, cos, sin), turn(k, cos, sin)
+    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+        q, k, v = self.project(x)
+        if self.qkv_bias:
+            q, k, v = q + self.q_proj.bias, k + self.k_proj.bias, v + self.v_proj.bias
+        if self.qk_norm == "whole":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.view(len(x), -1, self.head_dim) for part in (q, k, v))  # (N, H or K, Hd)
+        if self.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = self.rotated(q, turn), self.rotated(k, turn)
+            q = q if turn.growth is None else q * turn.growth
+        if self.query_scale != 1:
+            q = q * self.query_scale
         return self.o_proj(attend(self.layer, q, k, v).reshape(len(x), -1))
+
+    def rotated(self, x: Tensor, turn: Turn) -> Tensor:
+        """Turns the first channels of each head, usually all."""
+        rotate_all = rotate if self.lean else plain_rotate
+        size = turn.cos.shape[-1]
+        if size == self.head_dim:
+            return rotate_all(x, turn.cos, turn.sin)
+        return torch.cat((rotate_all(x[..., :size], turn.cos, turn.sin), x[..., size:]), dim=-1)
 
 
 class MLP(SharedInput):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+    """down(f(gate(x)) * up(x)), f the activation: SwiGLU and its like (arXiv 2002.05202)."""
 
     shared = ("gate_proj", "up_proj")
 
@@ -88,28 +124,48 @@ class MLP(SharedInput):
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.activation = config.family.activation
         self.lean = True
 
     def forward(self, x: Tensor) -> Tensor:
-        gated = swiglu if self.lean else plain_swiglu
-        return self.down_proj(gated(*self.project(x)))
+        product = gated if self.lean else plain_gated
+        gate, up = self.project(x)
+        return self.down_proj(product(gate, up, self.activation))
 
 
 class DecoderLayer(nn.Module):
+    """Attention, then the MLP; each adds to x, with a norm before it, behind it, or both."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.multiplier = config.residual_multiplier
+        self.norms = config.family.norms
+        for name in self.norms:
+            if name is not None:
+                self.add_module(name, RMSNorm(config.hidden_size, config))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, turn: Turn | None, attend: Attend) -> Tensor:
+        norms = self.norms
+        added = self.self_attn(self.normed(norms.before_attention, x), turn, attend)
+        x = x + self.scaled(self.normed(norms.after_attention, added))
+        added = self.mlp(self.normed(norms.before_mlp, x))
+        return x + self.scaled(self.normed(norms.after_mlp, added))
+
+    def normed(self, name: str | None, x: Tensor) -> Tensor:
+        return x if name is None else getattr(self, name)(x)
+
+    def scaled(self, added: Tensor) -> Tensor:
+        return added if self.multiplier == 1 else added * self.multiplier
 
 
 class Transformer(nn.Module):
-    """Embedding, layers, final norm: token ids (N,) at positions (N,) -> hidden states (N, D)."""
+    """Embedding, layers, final norm: token ids (N,) at positions (N,) -> hidden states (N, D).
+
+    Where logits are divided by a number, the hidden states are: whoever applies the head need not
+    know.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -118,20 +174,26 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config)
+        # Few ropes serve many layers: each layer knows the number of its own.
+        self.ropes = list(dict.fromkeys(spec.rope for spec in config.layers))
+        self.rope_numbers = [self.ropes.index(spec.rope) for spec in config.layers]
         self.recompute_layers = False
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        x = self.embed_tokens(ids).to(self.norm.weight.dtype)
-        angles = positions[:, None].float() * rope_frequencies(self.config, x.device)
-        cos = angles.cos().repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, Hd)
-        sin = angles.sin().repeat(1, 2)[:, None].to(x.dtype)
-        for layer in self.layers:
+        config, x = self.config, self.embed_tokens(ids)
+        if config.embedding_multiplier != 1:  # rounded to the model's type, as it was trained
+            x = x * torch.tensor(config.embedding_multiplier, dtype=x.dtype)
+        x = x.to(self.norm.weight.dtype)
+        turns = [turn_of(rope, config.head_dim, positions, x.dtype) for rope in self.ropes]
+        for layer, number in zip(self.layers, self.rope_numbers, strict=True):
+            turn = turns[number]
             if self.recompute_layers and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, attend, use_reentrant=False)
+                x = checkpoint(layer, x, turn, attend, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, attend)
-        return self.norm(x)
+                x = layer(x, turn, attend)
+        x = self.norm(x)
+        return x if config.logits_divisor == 1 else x / config.logits_divisor
 
 
 class CausalLM(nn.Module):
@@ -156,7 +218,7 @@ class CausalLM(nn.Module):
     def set_activation_checkpointing(self, mode: Checkpointing) -> None:
         """What the forward pass keeps for the backward pass. No mode changes the gradient.
 
-        none: all that autograd would; cheap: what norms, rotations and SwiGLU made is made again
+        none: all that autograd would; cheap: what norms, rotations and gates made is made again
         from their inputs; full: only each layer's input is kept, and a layer's forward pass runs
         again, half more work where weights are frozen.
         """
@@ -187,6 +249,6 @@ class CausalLM(nn.Module):
         """The plain forward pass, for readers and parity tests: (B, T) -> (B, T, V), float32."""
         rows, length = ids.shape
         segments = [Segment(row * length, (row + 1) * length) for row in range(rows)]
-        attend = PackedAttention(segments, self.config.sliding_window, ids.device)
+        attend = PackedAttention(segments, self.config.windows, ids.device)
         positions = torch.arange(length, device=ids.device).repeat(rows)
         return self.lm_head(self(ids.flatten(), positions, attend)).float().view(rows, length, -1)

@@ -43,7 +43,9 @@ class SamplingConfig:
     )
     top_k: int = knob(0, "keep this many of the likeliest tokens; 0: all")
     max_rows: int = knob(
-        64, "completions written at the same time: memory depends on it, the result does not"
+        64,
+        "completions written at the same time: memory depends on it, the result does not",
+        subject="memory and speed",
     )
     cache_gb: float = knob(
         8.0, "keys and values held at most, in GB: where they are more, fewer rows are written"

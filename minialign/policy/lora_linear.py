@@ -28,7 +28,7 @@ class LoRALinear(Linear):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.lora_A = nn.ParameterDict()  # name -> (rank, in)
         self.lora_B = nn.ParameterDict()  # name -> (out, rank)
         self.configs: dict[str, LoRAConfig] = {}
@@ -72,7 +72,10 @@ class LoRALinear(Linear):
         if self.active is None or self.merged:
             return y
         wide, a, b, scale = self._update(self.active, x)
-        return y.addmm_(F.linear(wide, a).to(y.dtype), b.t().to(y.dtype), alpha=scale)
+        low = F.linear(wide, a)
+        if y.dtype != low.dtype:
+            return y.add_(F.linear(low, b), alpha=scale)
+        return y.addmm_(low, b.t(), alpha=scale)
 
     def _update(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
         """What x brings to adapter `name`, its A and B, and its scale."""

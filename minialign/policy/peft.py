@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minialign.data.files import read_json
 from minialign.errors import InputError
 from minialign.policy.adapters import active_adapter, apply_lora, lora_layers, remove_adapter
+from minialign.policy.joined import Parts, join, part_names, split
 from minialign.policy.knobs import LoRAConfig
 
 PEFT_PREFIX = "base_model.model."
@@ -102,8 +103,9 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     # one metadata entry: of two, safetensors writes now the one, now the other first
     file = folder / "adapter_model.safetensors"
-    save_file(adapter_state(model, name), file, metadata={"format": "pt"})
-    base = {"base_signs": base_fingerprint(model)}
+    state, held = join(model, adapter_state(model, name))
+    save_file(state, file, metadata={"format": "pt"})
+    base = {"base_signs": base_fingerprint(model)} | ({"joined": held} if held else {})
     (folder / BASE_FILE).write_text(json.dumps(base) + "\n")
     description = {
         "peft_type": "LORA",
@@ -113,12 +115,31 @@ def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) 
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.target_modules),
+        "target_modules": sorted({key.split(".")[-3] for key in state})
+        if held
+        else list(config.target_modules),
+        **_patterns(held, config),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _patterns(held: Parts, config: LoRAConfig) -> dict[str, dict[str, float]]:
+    """The ranks of joined adapters, and alphas that leave alpha / rank as it is."""
+    if not held:
+        return {}
+    return {
+        "rank_pattern": {whole: len(parts) * config.rank for whole, parts in held.items()},
+        "alpha_pattern": {whole: len(parts) * config.alpha for whole, parts in held.items()},
+    }
+
+
+def joined_parts(folder: Path) -> Parts:
+    """What `save_adapter` noted of adapters that it joined."""
+    file = folder / BASE_FILE
+    return read_json(file).get("joined", {}) if file.exists() else {}
 
 
 def read_adapter_config(folder: Path) -> LoRAConfig:
@@ -129,8 +150,9 @@ def read_adapter_config(folder: Path) -> LoRAConfig:
     raw = read_json(file)
     if raw.get("peft_type") != "LORA":
         raise InputError(f"{file}: peft_type {raw.get('peft_type')!r} is not supported, only LORA")
+    joined = joined_parts(folder)
     for key in UNSUPPORTED:
-        if raw.get(key):
+        if raw.get(key) and not (joined and key in ("rank_pattern", "alpha_pattern")):
             raise InputError(f"{file}: {key} is not supported")
     start = raw.get("init_lora_weights", True)  # PiSSA's kin alter the base weights as well
     if start not in (True, False, None, "gaussian", "orthogonal", "eva"):
@@ -165,6 +187,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     for key in state:
         if not key.endswith((".lora_A.weight", ".lora_B.weight")):
             raise InputError(f"{file}: {key} is not supported")
+    state = split(model, state, joined_parts(folder))
     targets = sorted({key.split(".")[-3] for key in state})  # the config may give them as a pattern
     remove_adapter(model, name)
     apply_lora(model, replace(config, target_modules=tuple(targets)), name)
@@ -186,5 +209,6 @@ def lora_of(folder: Path) -> LoRAConfig:
             names = [key.split(".") for key in tensors.keys()]
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: cannot be read: {error}") from None
-    targets = tuple(sorted({parts[-3] for parts in names if len(parts) > 2}))
+    stored, held = {parts[-3] for parts in names if len(parts) > 2}, joined_parts(folder)
+    targets = tuple(sorted({part for name in stored for part in part_names(name, held)}))
     return dataclasses.replace(lora, dropout=0.0, target_modules=targets)

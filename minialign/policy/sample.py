@@ -22,7 +22,7 @@ from torch import Tensor
 from minialign.data.records import Messages
 from minialign.errors import InputError
 from minialign.model.attention import PackedAttention
-from minialign.model.cache import KVCache
+from minialign.model.cache import KVCache, places_of
 from minialign.model.matmul import Ranges, input_ranges, packed_weights
 from minialign.model.segments import Segment
 from minialign.model.transformer import CausalLM
@@ -196,7 +196,7 @@ def cache_rows(model: CausalLM, longest: int, samples: int, config: SamplingConf
 def cache_bytes(model: CausalLM, longest: int) -> int:
     """Keys and values of one row."""
     config = model.config
-    places = min(longest, config.sliding_window or longest)
+    places = places_of(config.windows, longest)
     numbers = 2 * config.num_hidden_layers * places * config.num_key_value_heads * config.head_dim
     return numbers * model.stream_dtype.itemsize
 
@@ -204,12 +204,11 @@ def cache_bytes(model: CausalLM, longest: int) -> int:
 def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
     config = model.config
     return KVCache(
-        config.num_hidden_layers,
+        config.windows,
         rows,
         longest,
         config.num_key_value_heads,
         config.head_dim,
-        window=config.sliding_window,
         dtype=model.stream_dtype,
         device=model.device,
     )
@@ -267,7 +266,7 @@ def _read(model: CausalLM, prompts: Sequence[tuple[int, ...]]) -> dict[tuple[int
         ids += prompt
         positions += segments[-1].positions
     device = model.device
-    attend = PackedAttention(segments, model.config.sliding_window, device, record=True)
+    attend = PackedAttention(segments, model.config.windows, device, record=True)
     hidden = model(torch.tensor(ids, device=device), torch.tensor(positions, device=device), attend)
     last = torch.tensor([segment.stop - 1 for segment in segments], device=device)
     logits = _logits(model, hidden[last])

@@ -86,7 +86,7 @@ def divergence(model: CausalLM, sequences: Sequence[Example], reference: str | N
 def _predictors(model: CausalLM, packed: Packed) -> Tensor:
     """The hidden states that predict `packed.targets`, (N, D)."""
     device = model.device
-    attend = PackedAttention(packed.segments, model.config.sliding_window, device)
+    attend = PackedAttention(packed.segments, model.config.windows, device)
     ids, positions = (
         torch.tensor(packed.ids, device=device),
         torch.tensor(packed.positions, device=device),

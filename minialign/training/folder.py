@@ -90,6 +90,20 @@ def adapter_folder(path: str) -> Path:
     raise InputError(f"{folder}: no adapter here (adapter_config.json is missing)")
 
 
+def folder_and_weight(text: str) -> tuple[str, float]:
+    """runs/a=0.5 -> runs/a, 0.5; without a number the weight is 1.
+
+    A path that exists as it stands is one: a sweep's folders are called beta=0.1.
+    """
+    if Path(text).exists():
+        return text, 1.0
+    folder, equals, weight = text.rpartition("=")
+    try:
+        return (folder, float(weight)) if equals and folder else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
 def base_of(folder: Path) -> tuple[str, str | None]:
     """The model and revision that an adapter says it was trained on.
 

@@ -12,8 +12,14 @@ from minialign.data.knobs import knob, require
 class TrainOptions:
     """What train.py needs besides the method's knobs."""
 
-    method: str = knob("", "how to learn; by default what suits --demos or --data")
-    demos: str = knob("", "demonstrations, JSON Lines of {prompt, completion} or {messages}")
+    method: str = knob(
+        "", "how to learn; by default what suits --demos or --data", subject="what to learn from"
+    )
+    demos: str = knob(
+        "",
+        "demonstrations, JSON Lines of {prompt, completion} or {messages}; or a mailbox, texts or "
+        "a table, of which such a file is made first: minialign import has more to choose",
+    )
     test: str = knob(
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
     )
@@ -28,24 +34,30 @@ class TrainOptions:
         "or a sentence, of which such a folder is made first, by the model that is trained: "
         "sample.py --feedback has more to choose",
     )
-    init_adapter: str = knob("", "go on from this run's or folder's adapter (with --data)")
-    out: str = knob("", "run folder; by default runs/NAME of --demos or --data")
+    init_adapter: str = knob(
+        "", "go on from this run's or folder's adapter (with --data)", subject="the model"
+    )
+    out: str = knob("", "run folder; by default runs/NAME of --demos or --data", subject="the run")
     model: str = knob(
         "",
         "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct",
+        subject="the model",
     )
     revision: str = knob("", "the hub's branch, tag or commit")
     recipe: Literal["auto", "paper", "laptop"] = knob(
-        "auto", "the knobs to start from; auto: paper on a GPU, else laptop"
+        "auto",
+        "the knobs to start from; auto: paper on a GPU, else laptop",
+        subject="how it learns",
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "of the base model; adapters are float32"
     )
-    seed: int = knob(0, "the same seed gives the same run")
+    seed: int = knob(0, "the same seed gives the same run", subject="the run")
     micro_batch_tokens: int = knob(
         1024,
         "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",
+        subject="memory and speed",
     )
     activation_checkpointing: Literal["none", "cheap", "full"] = knob(
         "cheap",
@@ -53,12 +65,14 @@ class TrainOptions:
         "more time and a tenth of the memory",
     )
     prompt: str = knob(
-        "", "what is answered before and after; by default the first held-out prompt"
+        "",
+        "what is answered before and after; by default the first held-out prompt",
+        subject="the run",
     )
     sweep: tuple[str, ...] = knob(
         (),
         "KNOB=VALUE,VALUE: a run for each value (again --sweep: each combination), in folders of "
-        "their own in --out",
+        "their own in --out; A:B=1:2,3:4 pairs the values of two knobs",
     )
     resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
     overwrite: bool = knob(False, "replace the run that --out holds")

@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -192,8 +193,9 @@ class Run:
         """Seconds since the run was opened in this process."""
         return time.monotonic() - self._began
 
-    def write_preview(self, prompt: str, before: str, after: str) -> None:
-        content = {"prompt": prompt, "before": before, "after": after}
+    def write_preview(self, prompt: str, before: str, after: str, cut: Sequence[str] = ()) -> None:
+        """`cut` names those of the two answers that the limit cut off."""
+        content = {"prompt": prompt, "before": before, "after": after, "cut": list(cut)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         replace_whole(
             self.folder / "preview.json", lambda path: path.write_text(text, encoding="utf-8")

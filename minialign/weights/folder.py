@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 
+from minialign.data.files import read_json
 from minialign.errors import InputError
 
 
@@ -35,18 +35,22 @@ def checked_folder(folder: Path) -> Path:
 
 def missing_file(folder: Path) -> str | None:
     """The first file that a whole checkpoint has and this folder lacks."""
-    for name in ("config.json", "tokenizer.json", *_weight_files(folder)):
+    for name in ("config.json", "tokenizer.json", *weight_files(folder)):
         if not (folder / name).is_file():
             return name
     return None
 
 
-def _weight_files(folder: Path) -> list[str]:
-    """The files that the weights are split over; one unless an index names several."""
+def weight_files(folder: Path) -> list[str]:
+    """The files that the weights are split over; one unless an index names several.
+
+    Raises InputError for an index that is none, or that names a file elsewhere.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return ["model.safetensors"]
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{index}: not a readable index of weights; fetch it again") from error
+    found = read_json(index).get("weight_map")
+    names = list(found.values()) if isinstance(found, dict) else []
+    if not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise InputError(f"{index}: not a readable index of weights; fetch it again")
+    return sorted(set(names))

@@ -22,7 +22,15 @@ from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
 from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import find_checkpoint
+from minialign.weights.folder import weight_files
 from minialign.weights.tokenizer import Tokenizer
+
+# Tensors that some families store as one: their parts, one below the other.
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+STORED_TYPES = ("F64", "F32", "F16", "BF16")
 
 
 def load(
@@ -50,10 +58,15 @@ def load(
 def load_for(
     name: str, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device
 ) -> CausalLM:
-    """The model of a folder, knowing its name and where its completions stop."""
+    """The model of a folder, knowing its name and where its completions stop.
+
+    Raises InputError where the tokenizer has words that the model does not know.
+    """
+    vocab_size = read_model_config(folder).vocab_size
+    stop_ids = _stop_ids(folder, tokenizer, vocab_size)
+    tokenizer.fit(vocab_size)
     model = load_model(folder, dtype, device)
-    model.name = name
-    model.stop_ids = _stop_ids(folder, tokenizer)
+    model.name, model.stop_ids = name, stop_ids
     model.ordinary_ids = tuple(tokenizer.encode_prompt(" ".join(general_prompts(12, 0)))[:128])
     return model
 
@@ -62,7 +75,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     """The model of an HF-layout folder: config.json, and safetensors in one file or in shards.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
-    shape, a damaged file.
+    shape or type, a number that is not finite, a damaged file.
     """
     folder = Path(folder)
     config = read_model_config(folder)
@@ -73,7 +86,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     }  # a tied head is not among them
     state = {}
     for file in _tensor_files(folder):
-        state.update(_read_tensors(file, needed, config.tie_word_embeddings, dtype, device))
+        state.update(_read_tensors(file, needed, config, dtype, device))
     missing = sorted(needed.keys() - state.keys())
     if missing:
         raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
@@ -100,15 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _tensor_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = read_json(index)["weight_map"].values()
-        except (KeyError, AttributeError):
-            raise InputError(f"{index}: not a safetensors index") from None
-        files = [folder / name for name in sorted(set(names))]
-    else:
-        files = [folder / "model.safetensors"]
+    files = [folder / name for name in weight_files(folder)]
     for file in files:
         if not file.exists():
             raise InputError(
@@ -118,39 +123,88 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 
 def _read_tensors(
-    file: Path, needed: dict[str, torch.Size], tied: bool, dtype: torch.dtype, device: torch.device
+    file: Path,
+    needed: dict[str, torch.Size],
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    state = {}
+    state: dict[str, Tensor] = {}
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():
-                if key.endswith("rotary_emb.inv_freq") or (tied and key == "lm_head.weight"):
+                tied = config.tie_word_embeddings and key == "lm_head.weight"
+                if tied or key.endswith("rotary_emb.inv_freq"):
                     continue  # old checkpoints store what config.json says already
-                _check_tensor(file, key, tensors.get_slice(key).get_shape(), needed)
+                parts = parts_of(key) if config.family.fused else [key]
+                stored = tensors.get_slice(key)
+                _check_tensor(file, key, stored, [needed.get(part) for part in parts])
                 tensor = tensors.get_tensor(key)
                 # on a processor only the products are of a half type (model/matmul.py)
                 wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
                 # copied, or one norm would keep the whole file in memory
-                state[key] = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
+                tensor = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
+                _check_numbers(file, key, tensor)
+                pieces = tensor.split([needed[part][0] for part in parts])
+                state.update(zip(parts, pieces, strict=True))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state
 
 
-def _check_tensor(file: Path, key: str, shape: list[int], needed: dict[str, torch.Size]) -> None:
-    if key not in needed:
+def parts_of(key: str) -> list[str]:
+    """The tensors that a fused one holds, one below the other; of any other key, itself."""
+    for fused, parts in FUSED.items():
+        if f".{fused}." in key:
+            return [key.replace(fused, part) for part in parts]
+    return [key]
+
+
+def _check_tensor(file: Path, key: str, stored: Any, shapes: list[torch.Size | None]) -> None:
+    """Raises InputError unless it has the shape of those that it holds together."""
+    known = [shape for shape in shapes if shape is not None]
+    if len(known) < len(shapes):
         raise InputError(f"{file}: the tensor {key} does not belong to this architecture")
-    if tuple(shape) != tuple(needed[key]):
+    whole = (sum(shape[0] for shape in known), *known[0][1:])
+    if tuple(stored.get_shape()) != whole:
         raise InputError(
-            f"{file}: {key} has shape {tuple(shape)}, config.json makes it {tuple(needed[key])}"
+            f"{file}: {key} has shape {tuple(stored.get_shape())}, config.json makes it {whole}"
+        )
+    if stored.get_dtype() not in STORED_TYPES:
+        raise InputError(
+            f"{file}: {key} is stored as {stored.get_dtype()}, not as one of"
+            f" {', '.join(STORED_TYPES)}: use the checkpoint in one of these"
         )
 
 
-def _stop_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The trained end token first, then whatever else the checkpoint stops at."""
-    stop: list[int | None] = [tokenizer.eos_id]
+def _check_numbers(file: Path, key: str, tensor: Tensor) -> None:
+    """Raises InputError for NaN or infinity; a tensor without memory (meta) has no numbers."""
+    if tensor.is_meta or not tensor.numel():
+        return
+    if not all(bound.isfinite() for bound in tensor.aminmax()):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{file}: {key} holds numbers that are not finite in {dtype}:"
+            " download it again, or use another --dtype"
+        )
+
+
+def _stop_ids(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int, ...]:
+    """The trained end token first, then whatever else the checkpoint stops at.
+
+    Raises InputError for one that is no id of the model's.
+    """
+    named: list[tuple[Any, Path]] = []
+    named += [(token, folder / "tokenizer.json") for token in tokenizer.stop_ids]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         found = read_json(file).get("eos_token_id") if file.exists() else None
-        stop += found if isinstance(found, list) else [found]
-    return tuple(dict.fromkeys(token for token in stop if token is not None))
+        named += [(token, file) for token in (found if isinstance(found, list) else [found])]
+    for token, file in named:
+        is_id = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab_size
+        if token is not None and not is_id:
+            shown = repr(token)[:60]
+            raise InputError(
+                f"{file}: the end token {shown} is not one of the model's {vocab_size:,}"
+            )
+    return tuple(dict.fromkeys(token for token, _ in named if token is not None))

@@ -6,28 +6,32 @@ Three rules hold everywhere, in SFT, sampling and scoring alike:
   across the boundary, and the model would be trained on other ids than it is sampled with.
 * There is exactly one BOS, at the front of the prompt, whoever adds it: the template, the
   tokenizer, or nobody.
-* A completion ends in EOS, a token like any other. Padding does not exist (attention.py), so no id
-  is ever masked.
+* A completion ends as the template ends an assistant's turn, by one token, or else in EOS: a token
+  like any other. Padding does not exist (attention.py), so no id is ever masked.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from minialign.data.files import read_json
 from minialign.data.records import Messages
 from minialign.errors import InputError
+from minialign.weights.templates import ChatTemplate
+
+PROBE = "7Qx"  # an answer that no template has in it, nor changes
+QUESTION: Messages = [{"role": "user", "content": "a"}]
 
 
 class Tokenizer:
-    """Use `Tokenizer.from_folder`. `bos_id` and `template` are None where there is none."""
+    """Use `Tokenizer.from_folder`. `bos_id` and `template` are None where there is none.
+
+    `eos_id` is what ends a completion: where the template ends an assistant's turn by another token
+    than EOS, that one. `stop_ids` has both.
+    """
 
     def __init__(
         self,
@@ -41,16 +45,42 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.eos, self.bos, self.template = eos, bos, template
-        self.eos_id = self._special_id(eos)
+        self._chat = None if template is None else ChatTemplate(template, bos, eos)
         self.bos_id = self._special_id(bos) if bos else None
+        self._opening, end = self._probe()
+        own = self._special_id(eos)
+        self.eos_id = own if end is None else end
+        self.stop_ids = tuple(dict.fromkeys((self.eos_id, own)))
+        self._known: int | None = None
         adds_bos = self.backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
         self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
+
+    def fit(self, vocab_size: int) -> None:
+        """Tells how many ids the model knows; texts that need others are refused from now on.
+
+        Some tokenizers add a few control tokens that their model of text has no use for. Raises
+        InputError where it is more than these.
+        """
+        words = self.backend.get_vocab_size(with_added_tokens=False)
+        if words > vocab_size:
+            raise InputError(
+                f"tokenizer.json has {words:,} words, the model knows {vocab_size:,}:"
+                " it is another model's"
+            )
+        self._known = vocab_size
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if self._known is not None and max(ids, default=0) >= self._known:
+            unknown = next(i for i in ids if i >= self._known)
+            raise InputError(f"the model does not know the token {self.token(unknown)[:60]!r}")
+        return ids
 
     def _special_id(self, token: str) -> int:
         found = self.backend.token_to_id(token)
         if found is None:
             raise InputError(
-                f"tokenizer_config.json names {token!r}, which tokenizer.json does not have"
+                f"tokenizer_config.json names {token[:60]!r}, which tokenizer.json does not have"
             )
         return found
 
@@ -69,55 +99,60 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{file}: cannot be read: {error}") from None
-        eos = _token_text(config.get("eos_token"))
+        except BaseException as error:  # the library raises bare Exception, and Rust's panics
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{file}: cannot be read: {reason}") from None
+        named = folder / "tokenizer_config.json"
+        eos = _token_text(config, "eos_token", named)
         if eos is None:
-            raise InputError(
-                f"{folder / 'tokenizer_config.json'}: eos_token is missing: no completion could end"
-            )
+            raise InputError(f"{named}: eos_token is missing: no completion could end")
         return cls(
             backend,
             eos,
-            _token_text(config.get("bos_token")),
+            _token_text(config, "bos_token", named),
             _chat_template(folder, config),
             bool(config.get("add_bos_token", False)),
         )
 
-    def render(self, messages: Messages) -> str:
-        """The prompt as text, up to the point where the assistant begins.
+    def _probe(self) -> tuple[str, int | None]:
+        """How the template frames an answer: what stands before it, and the token that ends it.
 
-        Raises InputError if the template refuses.
+        Before it, behind the generation prompt, stands the rest of a thought where the template
+        begins one. Nothing is known of a template that refuses a question and an answer.
         """
-        if self.template is None:
-            return "\n\n".join(message["content"] for message in messages).rstrip(" ")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, **options
-        )
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(
-            layout
-        )
+        if self._chat is None:
+            return "", None
         try:
-            text = environment.from_string(self.template).render(
-                messages=messages,
-                tools=None,  # templates may ask whether these are none, as transformers sets them
-                documents=None,
-                add_generation_prompt=True,
-                bos_token=self.bos or "",
-                eos_token=self.eos,
-            )
-        except Exception as error:  # a template is a program: it may fail in any way
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"the model's chat template refuses these messages: {reason}"
-            ) from None
+            prompt = self._chat.render(QUESTION).rstrip(" ")
+            whole = self._chat.render([*QUESTION, {"role": "assistant", "content": PROBE}], False)
+        except InputError:
+            return "", None
+        before, found, after = whole.rpartition(PROBE)
+        if not found:
+            return "", None
+        opening = before[len(prompt) :] if before.startswith(prompt) else ""
+        return opening if opening.strip() else "", self._first_control_token(after)
+
+    def _first_control_token(self, text: str) -> int | None:
+        """The id of the control token that a text begins with, spaces and line breaks aside."""
+        text = text.lstrip()
+        control = [a for a in self.backend.get_added_tokens_decoder().items() if a[1].special]
+        found = [(len(token.content), i) for i, token in control if text.startswith(token.content)]
+        return max(found)[1] if found else None
+
+    def render(self, messages: Messages) -> str:
+        """The prompt as text, up to the point where the assistant's answer begins.
+
+        That is the template's generation prompt, without a thought: one that the template leaves
+        open is closed as the template closes it. Raises InputError if the template refuses.
+        """
+        if self._chat is None:
+            return "\n\n".join(message["content"] for message in messages).rstrip(" ")
         # A trailing space would be a token of its own, where the completion's first word brings its
         # own space.
-        return text.rstrip(" ")
+        return self._chat.render(messages).rstrip(" ") + self._opening
 
     def encode_prompt(self, messages_or_text: Messages | str) -> list[int]:
         """Token ids up to where the assistant begins; a text is one message of the user."""
@@ -127,7 +162,7 @@ class Tokenizer:
         self.backend.encode_special_tokens = (
             False  # the template's own control tokens are meant as such
         )
-        ids: list[int] = self.backend.encode(self.render(messages), add_special_tokens=False).ids
+        ids = self._ids(self.render(messages))
         if self.bos_id is not None:
             while ids[:2] == [self.bos_id, self.bos_id]:
                 ids = ids[1:]
@@ -136,36 +171,41 @@ class Tokenizer:
         return ids
 
     def encode_completion(self, text: str) -> list[int]:
-        """Token ids ending in EOS.
+        """Token ids ending in `eos_id`.
 
         Control tokens written out in the text are text: nobody ends a turn by quoting.
         """
         self.backend.encode_special_tokens = True
-        return [*self.backend.encode(text, add_special_tokens=False).ids, self.eos_id]
+        return [*self._ids(text), self.eos_id]
 
     def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """Text for people and files, without control tokens, otherwise byte for byte."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
-    def token(self, token_id: int) -> str:
-        """How one token looks, for `--inspect`."""
-        return str(self.backend.decode([token_id], skip_special_tokens=False))
+    def token(self, *token_ids: int) -> str:
+        """How a token looks, or several that make one character, for `--inspect`."""
+        return str(self.backend.decode(list(token_ids), skip_special_tokens=False))
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: cannot be read: {error}") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
+        named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    if template is not None and not isinstance(template, str):
+        raise InputError(f"{folder / 'tokenizer_config.json'}: chat_template is not a text")
     return template
 
 
-def _token_text(token: Any) -> str | None:
-    return token["content"] if isinstance(token, dict) else token
-
-
-def _raise_template_error(message: str) -> None:
-    raise TemplateError(message)
+def _token_text(config: dict[str, Any], name: str, file: Path) -> str | None:
+    token = config.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise InputError(f"{file}: {name} is not a text")
+    return token

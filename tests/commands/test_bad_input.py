@@ -171,7 +171,7 @@ def test_train_names_the_file_and_the_line(workplace: Path, case: str) -> None:
 
 TRAIN: dict[str, tuple[Prepare, list[str], list[str]]] = {
     "no --demos": (nothing, ["--model", "toy"], ["--demos FILE.jsonl is missing", '"prompt"']),
-    "--demos is a folder": (nothing, ["--demos", "toy"], ["toy: cannot be read", "directory"]),
+    "--demos is a folder": (nothing, ["--demos", "toy"], ["toy: no text can be used", "not read"]),
     "--test is not there": (
         nothing,
         [*TOY, "--test", "none.jsonl", "--out", "new"],

@@ -35,7 +35,8 @@ TYPED = {
     **{"lora_rank": "3", "lora_alpha": "7.5", "lora_dropout": "0.25"},
     "lora_target_modules": "q_proj, down_proj",
     **{"sft_max_steps": "8", "sft_batch_size": "2", "sft_learning_rate": "1e-2"},
-    **{"sft_warmup_ratio": "0.5", "sft_stop_loss": "0.75", "sft_train_on_prompt": ""},
+    **{"sft_warmup_ratio": "0.5", "sft_stop_loss": "0.75", "sft_stop_ratio": "0.5"},
+    "sft_train_on_prompt": "",
     **{"max_new_tokens": "77", "temperature": "0.5", "top_p": "0.9", "top_k": "11"},
     **{"max_rows": "5", "cache_gb": "1.5", "rollout_dtype": "int8"},
     **{"max_steps": "12", "resample_every": "3", "samples_per_prompt": "4"},
@@ -242,6 +243,17 @@ def test_seconds_are_tokens_over_speed() -> None:
     # SFT, writing, the policy's reading, and the reference's of what was written, forward only
     assert speed.seconds(Work(500, 60, 0, [], written=60)) == pytest.approx(2 + 3 + 0.2 + 6)
     assert speed.seconds(Work(300, 300, 0, [], written=900)) == pytest.approx(3 + 1 + 90)
+    # An answer before and one after, which are written alone.
+    speed = Speed(training=100.0, sampling=10.0, single=5.0)
+    assert speed.seconds(Work(300, 0, 0, []), 20) == pytest.approx(3 + 2 * 20 / 5)
+
+
+def test_the_plan_counts_the_answers_before_and_after(job: Job) -> None:
+    assert job.preview_tokens == job.work.sampling.max_new_tokens
+    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
+    apply_lora(model, job.knobs.lora, "sft")
+    slow = Speed(training=1e9, sampling=1e9, single=2 * job.preview_tokens / 88)
+    assert "at most 88 seconds" in describe(model, job, slow)
 
 
 @pytest.fixture

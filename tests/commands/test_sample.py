@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from helpers.commands import call, sample, train_toy
 from helpers.files import tree, write_jsonl
-from helpers.processes import ROOT, run_python
 from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 import minialign
@@ -162,71 +160,6 @@ def test_a_failure_leaves_the_old_answers_and_no_new_ones(workplace: Path, tmp_p
     outcome = call(sample, *ADAPTER, *flags, cwd=workplace)
     assert outcome.code == 2 and outcome.err.count("\n") == 1
     assert tree(tmp_path) == before
-
-
-# ---- --chat ----
-
-
-def turns(out: str) -> list[str]:
-    """What was printed after each "you> "."""
-    return out.split("you> ")[1:]
-
-
-def test_chat_in_a_pipe_compares_with_and_without_the_adapter(workplace: Path) -> None:
-    typed = "Hello\n/reset\n/adapter off\nHello\n/reset\n/adapter on\nHello\n/quit\nnever read\n"
-    arguments = [str(ROOT / "sample.py"), *ADAPTER, "--chat", *SHORT]
-    process = run_python(arguments, workplace, stdin=typed)
-    assert (process.returncode, process.stderr) == (0, "")
-    with_adapter = expected(workplace, ["Hello"])[0][0] + "\n\n"
-    without = expected(workplace, ["Hello"], adapter=False)[0][0] + "\n\n"
-    assert with_adapter != without
-    answers = turns(process.stdout)
-    assert answers[0] == answers[6] == with_adapter
-    assert answers[2].startswith("adapter off") and answers[5].startswith("adapter on")
-    assert answers[3] == without
-    assert len(answers) == 8 and answers[7] == ""
-
-
-def chat(workplace: Path, typed: str, *flags: str) -> list[str]:
-    outcome = call(sample, "--chat", *SHORT, *flags, cwd=workplace, stdin=typed)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert outcome.out.startswith(sample.HELP)
-    return turns(outcome.out)
-
-
-def test_chat_remembers_until_reset(workplace: Path) -> None:
-    said = "Good morning"
-    first, second, _, third, _ = chat(workplace, f"{said}\n{said}\n/reset\n{said}\n", *ADAPTER)
-    (answer,) = expected(workplace, [said])[0]
-    conversation = [
-        {"role": "user", "content": said},
-        {"role": "assistant", "content": answer},
-        {"role": "user", "content": said},
-    ]
-    assert first == third == answer + "\n\n"
-    assert second == expected(workplace, [conversation])[0][0] + "\n\n" != first
-
-
-@pytest.mark.parametrize("typed", ["/what\n", "/adapter\n", "/adapter maybe\n", "/\n"])
-def test_chat_answers_an_unknown_command_with_help(workplace: Path, typed: str) -> None:
-    assert chat(workplace, typed, *ADAPTER)[0] == sample.HELP + "\n"
-
-
-def test_chat_without_an_adapter_says_so(workplace: Path) -> None:
-    said = chat(workplace, "/adapter off\nHello\n", "--model", "toy")
-    assert said[0] == "there is no adapter: start with --adapter\n"
-    assert said[1] == expected(workplace, ["Hello"], adapter=False)[0][0] + "\n\n"
-
-
-def test_chat_ignores_empty_lines_and_ends_with_the_input(workplace: Path) -> None:
-    assert chat(workplace, "\n  \n", *ADAPTER) == ["", "", "\n"]
-
-
-def test_a_message_that_outgrows_the_context_is_taken_back(workplace: Path) -> None:
-    too_long = "word " * 300
-    refused, answer, _ = chat(workplace, f"{too_long}\nHello\n", *ADAPTER)
-    assert re.fullmatch(r"the prompt has \d+ tokens, .* 256: .*; /reset starts anew\n", refused)
-    assert answer == expected(workplace, ["Hello"])[0][0] + "\n\n"
 
 
 # ---- the live printer ----

@@ -27,6 +27,22 @@ def test_a_grid_is_every_combination_of_the_values() -> None:
     assert folder_name(found[0]) == "beta=0.1 learning_rate=1e-5"
 
 
+def test_paired_values_go_together() -> None:
+    pairs = ("lr:beta=1e-4:0.05", "3e-4:0.1")
+    together = [
+        {"beta": "0.05", "learning_rate": "1e-4"},
+        {"beta": "0.1", "learning_rate": "3e-4"},
+    ]
+    assert grid(pairs) == together
+    seeds = [{**point, "lora_rank": rank} for point in together for rank in ("2", "4")]
+    assert grid(("lora-rank=2", "4", *pairs)) == seeds
+    for wrong in (("lr:beta=1:2", "3"), ("lr:beta=1",), ("lr:=1:2",)):
+        assert "write KNOB:KNOB=VALUE:VALUE" in refusal(lambda wrong=wrong: grid(wrong))
+    assert "is swept already" in refusal(lambda: grid(("beta:lr=1:2", "lr=3")))
+    assert "is swept already" in refusal(lambda: grid(("beta:beta=1:2",)))
+    assert "1:2.0 is given twice" in refusal(lambda: grid(("beta:lr=1:2", "1:2.0")))
+
+
 @pytest.mark.parametrize("sweep", [("1e-5",), ("beta=",), ("=3",), ("beta=1", "")])
 def test_what_is_no_knob_with_values_is_refused(sweep: tuple[str, ...]) -> None:
     assert "write KNOB=VALUE,VALUE" in refusal(lambda: grid(sweep))

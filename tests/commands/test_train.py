@@ -41,7 +41,8 @@ SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "ada
 
 
 def before_and_after(text: str) -> tuple[str, str]:
-    pattern = r"--- before ---\n(.*)\n\n--- after ---\n(.*)\n\nall of it on one page: "
+    cut = r"(?:, cut off after 12 tokens)? ---\n"
+    pattern = f"--- before{cut}(.*)\n\n--- after{cut}(.*)\n\nall of it on one page: "
     match = re.search(pattern, text, re.DOTALL)
     assert match, text
     return match[1], match[2]
@@ -96,7 +97,7 @@ def test_the_plan_comes_first_and_before_and_after_come_last(finished: Finished)
         *("work", "needs", "writes"),
     ]
     text = finished.process.stdout
-    parts = ["done in ", f"--- prompt ---\n{PROMPT}\n", "--- before ---", "--- after ---"]
+    parts = ["done in ", f"--- prompt ---\n{PROMPT}\n", "--- before", "--- after"]
     parts += ["all of it on one page: runs/the first/report.html\n", "next: "]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
@@ -106,12 +107,21 @@ def test_the_plan_comes_first_and_before_and_after_come_last(finished: Finished)
 
 def test_before_and_after_are_the_base_models_answer_and_the_results(finished: Finished) -> None:
     model, tokenizer = minialign.load(str(finished.cwd / "toy"))
-    longest = max(len(tokenizer.encode_completion(record["completion"])) for record in DEMOS)
-    options = {"max_new_tokens": longest + longest // 2, "temperature": 0.7, "seed": 0}
+    # As --max-new-tokens says.
+    options = {"max_new_tokens": 12, "temperature": 0.7, "seed": 0}
     before = minialign.generate(model, tokenizer, [PROMPT], **options)
     load_adapter(model, finished.folder / "adapter")
     after = minialign.generate(model, tokenizer, [PROMPT], **options)
     assert before_and_after(finished.process.stdout) == (before[0][0].text, after[0][0].text)
+    reasons = {"before": before[0][0].finish_reason, "after": after[0][0].finish_reason}
+    assert "length" in reasons.values()
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    shown = page.split('id="before-after"')[1].split("</section>")[0]
+    cut = [name for name, reason in reasons.items() if reason == "length"]
+    assert shown.count("cut off at the limit") == len(cut)
+    for name in reasons:
+        label = f"--- {name}{', cut off after 12 tokens' if name in cut else ''} ---\n"
+        assert label in finished.process.stdout
 
 
 def test_the_preview_is_what_was_printed_and_stands_on_the_page(finished: Finished) -> None:
@@ -154,7 +164,7 @@ def test_the_plan_is_printed_before_training_begins(
 
 
 def test_output_in_a_pipe_has_no_control_characters(finished: Finished) -> None:
-    ours = finished.process.stdout.split("--- before ---")[0]  # the toy model writes anything
+    ours = finished.process.stdout.split("--- before")[0]  # the toy model writes anything
     assert ours.count("\n") > 10
     assert re.findall(r"[^\n\x20-\x7e]", ours) == []
 
@@ -272,7 +282,8 @@ def test_a_text_outside_the_terminals_alphabet_does_not_end_a_run(workplace: Pat
 def inspected(outcome_text: str) -> list[tuple[int, int, bool, str, str]]:
     """(place, id, trained on, part, shown text) of each token line."""
     found = []
-    for line in outcome_text.rstrip("\n").split("\n")[1:]:
+    _, tokens = outcome_text.rstrip("\n").split("(* = trained on)\n")
+    for line in tokens.split("\n"):
         match = re.fullmatch(r" *(\d+) +(\d+) ([* ]) (prompt|completion) +(['\"].*['\"])", line)
         assert match, line
         place, token, mark, part, text = match.groups()

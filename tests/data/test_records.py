@@ -132,3 +132,22 @@ def test_sequences_are_equal_by_their_ids_whatever_holds_them() -> None:
     from_lists = Example([1, 2], [3])  # type: ignore[arg-type]
     assert from_lists == Example((1, 2), (3,)) and len({from_lists, Example((1, 2), (3,))}) == 1
     assert from_lists != Example((1,), (2, 3))  # the boundary belongs to it
+
+
+# ---- other tools' forms ----
+
+
+def test_alpaca_and_sharegpt_are_read_as_demonstrations(tmp_path: Path) -> None:
+    alpaca = {"instruction": "Greet", "input": "Kim", "output": "Hello."}
+    assert load_one(tmp_path, alpaca).prompt == "Greet\n\nKim"
+    assert load_one(tmp_path, {**alpaca, "input": ""}).prompt == "Greet"
+    turns = [
+        {"from": "system", "value": "Be kind."},
+        {"from": "human", "value": "Hi?"},
+        {"from": "gpt", "value": "Hello."},
+    ]
+    found = load_one(tmp_path, {"conversations": turns})
+    assert found.messages == [{"role": "system", "content": "Be kind."}, *USER]
+    assert found.completion == "Hello."
+    file = write_jsonl(tmp_path / "prompts.jsonl", [alpaca, {"conversations": turns}])
+    assert load_prompts(file)[1] == found.messages

@@ -71,7 +71,8 @@ def test_a_row_is_checked() -> None:
 
 
 def test_register_adds_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "JUDGES", dict(judges.JUDGES))
+    for registry in ("JUDGES", "HELPS"):
+        monkeypatch.setattr(judges, registry, dict(getattr(judges, registry)))
     judges.register("longer", "longer_judge")
     judges.check_judge("longer")
     assert judges.JUDGES["longer"] == "longer_judge"

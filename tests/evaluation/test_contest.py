@@ -4,6 +4,7 @@ wrong is one line, before a model is loaded, and leaves the disk as it was.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from helpers.workplaces import DEMOS, HELD_OUT, write_workplace
 
 from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Entry, entries_of
+from minialign.evaluation.judges import OFFLINE
 from minialign.evaluation.judges.verdicts import Judgement
 from minialign.evaluation.judges.winrates import Interval, WinRate
 from minialign.evaluation.knobs import EvaluateOptions
@@ -109,8 +111,8 @@ class TestRefusals:
     def test_an_unknown_rival(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--against", "base,gpt")
         assert said == (
-            "--against gpt: not one of base, few-shot, ditto, sft, spin, nor a run folder or a "
-            "file of answers"
+            "--against gpt: not one of base, few-shot, ditto, sft, spin, nor a run folder, a "
+            "sum of them (runs/a+runs/b=0.5) or a file of answers"
         )
 
     def test_spin_that_was_not_trained(self, workplace: Path) -> None:
@@ -200,9 +202,8 @@ class TestRefusals:
 
     def test_an_unknown_judge(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--judges", "style,jury")
-        assert (
-            said
-            == "judges: there is no judge called 'jury': choose one of panel, style, character, delta, model"
+        assert said.startswith(
+            "judges: there is no judge called 'jury': choose one of panel, style"
         )
 
     def test_more_general_prompts_than_there_are(self, workplace: Path) -> None:
@@ -301,6 +302,33 @@ def test_a_model_judge_is_asked_in_both_orders_and_nothing_twice(
     assert same == judgement and again.out == outcome.out
 
 
+def test_the_judge_of_quality_sees_the_prompt_and_not_the_person(
+    workplace: Path,
+    server: Loopback,
+) -> None:
+    asked: list[str] = []
+
+    def prefers_b(question: str) -> str:
+        asked.append(question)
+        return '{"answer": "B"}' if "<prompt>" in question else "yes"
+
+    server.default = says_by(prefers_b)
+    flags = ("--judges", "quality", "--judge-model", "wise", "--judge-url", server.url)
+    outcome = call(evaluate, "runs/demos", *FAST, *flags, "--against", "base", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    questions = [question for question in asked if "<prompt>" in question]
+    assert all("answers the prompt better" in question for question in questions)
+    for record in HELD_OUT:
+        assert any(f"<prompt>\n{record['prompt']}\n</prompt>" in q for q in questions)
+        assert not any(record["completion"] in question for question in questions)
+    text = (workplace / "runs" / "demos" / "evaluation.json").read_text(encoding="utf-8")
+    (judgement,) = json.loads(text)["judges"]
+    # Always the second place: no preference.
+    assert (judgement["name"], judgement["wins"][0]["rate"]) == ("quality", 0.5)
+    alone = call(evaluate, "runs/demos", "--judges", "quality", cwd=workplace)
+    assert "--judges quality and --judge-model NAME need each other" in alone.err
+
+
 def swapped(question: str) -> str:
     found = QUESTION.fullmatch(question)
     assert found
@@ -372,7 +400,7 @@ def test_both_judges_stand_one_below_the_other(
     both = ("--judges", "style,model", "--judge-url", server.url)
     outcome = call(evaluate, "runs/demos", *FAST, *JUDGED, *both, cwd=workplace)
     assert outcome.code == 0, outcome.err
-    titles = [line for line in outcome.out.split("\n") if "judged by" in line]
+    titles = [line for line in outcome.out.split("\n") if line.startswith("win rates")]
     assert titles == ["win rates, judged by style", "win rates, judged by model"]
 
 
@@ -428,6 +456,24 @@ def test_a_pair_without_a_verdict_has_no_rate() -> None:
     assert "nan" not in table and table.count("(no usable verdict)") == 3
 
 
+def test_too_few_prompts_have_a_rate_and_no_interval() -> None:
+    nan = float("nan")
+    win = WinRate("ditto", "base", 1.0, nan, nan, 0.0, 9, [1.0])
+    table = results(judges=[Judgement("style", True, "", [win], {})]).table(0)
+    assert "100%   (too few prompts for an interval)" in table and "nan" not in table
+
+
+def test_the_limit_and_the_persons_own_texts_stand_beside_the_figures() -> None:
+    found = results()
+    found.figures["base"] |= {"stops": 0.0, "fluency": 1.25}
+    found = dataclasses.replace(found, limit=4, person={"fluency": 3.2, "names": 0.5})
+    lines = [line.split() for line in found.table(0).split("\n")]
+    assert [*"answers that end within 4 tokens".split(), "0%", "-"] in lines
+    assert [*"base's nats per token on the answers".split(), "1.25", "-"] in lines
+    said = "the person's own texts: base's nats per token on them 3.20, new names an answer 0.5"
+    assert said.split() in lines
+
+
 def test_a_judge_that_cannot_judge_says_so_instead() -> None:
     table = results(judges=[judgement(0.9, can_judge=False)]).table(0)
     assert "90%" not in table and "no win rates" in table
@@ -447,4 +493,4 @@ def test_answers_stand_side_by_side_with_their_lines() -> None:
 
 
 def test_the_defaults_need_no_network() -> None:
-    assert EvaluateOptions().judges == ("style",) and EvaluateOptions().judge_url == ""
+    assert EvaluateOptions().judges == OFFLINE and EvaluateOptions().judge_url == ""

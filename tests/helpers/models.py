@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -94,5 +93,6 @@ def write_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """A toy model of random weights as a folder in the Hugging Face layout; `changes` go into its
     config.json.
     """
-    description = {"model_type": "mistral", "eos_token_id": 2, **dataclasses.asdict(TOY_CONFIG)}
+    sizes = {name: value for name, value in vars(TOY_CONFIG).items() if isinstance(value, int)}
+    description = {"model_type": "mistral", "eos_token_id": 2, "sliding_window": None, **sizes}
     return write_folder(folder, make_model(TOY_CONFIG, seed=seed), {**description, **changes})

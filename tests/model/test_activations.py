@@ -14,12 +14,12 @@ from torch import Tensor
 from minialign.commands.plan import activation_bytes
 from minialign.data.records import Example
 from minialign.model.activations import (
+    gated,
+    plain_gated,
     plain_rms_norm,
     plain_rotate,
-    plain_swiglu,
     rms_norm,
     rotate,
-    swiglu,
 )
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import LoRAConfig
@@ -44,7 +44,7 @@ def norm_case(n: int, d: int, dtype: torch.dtype) -> tuple[Function, Function, l
 
 
 def swiglu_case(n: int, d: int, dtype: torch.dtype) -> tuple[Function, Function, list[Tensor]]:
-    return swiglu, plain_swiglu, [3 * random((n, d), 3, dtype), random((n, d), 4, dtype)]
+    return gated, plain_gated, [3 * random((n, d), 3, dtype), random((n, d), 4, dtype)]
 
 
 def rotate_case(n: int, d: int, dtype: torch.dtype) -> tuple[Function, Function, list[Tensor]]:

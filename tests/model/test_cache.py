@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minialign.model.attention import PackedAttention
 from minialign.model.cache import KVCache
-from minialign.model.config import ModelConfig
+from minialign.model.config import LayerSpec, ModelConfig
 from minialign.model.segments import Segment
 from minialign.model.transformer import CausalLM
 
@@ -33,11 +33,10 @@ class Writer:
         heads = (config.num_key_value_heads, config.head_dim)
         self.model = model
         self.cache = KVCache(
-            config.num_hidden_layers,
+            config.windows,
             rows,
             length,
             *heads,
-            window=config.sliding_window,
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
@@ -51,8 +50,8 @@ class Writer:
             Segment(stop - len(prompt), stop) for prompt, stop in zip(prompts, stops, strict=True)
         ]
         positions = torch.cat([torch.arange(len(prompt)) for prompt in prompts])
-        window = self.model.config.sliding_window
-        attend = PackedAttention(segments, window, torch.device("cpu"), record=True)
+        windows = self.model.config.windows
+        attend = PackedAttention(segments, windows, torch.device("cpu"), record=True)
         hidden = self.model(torch.tensor(ids), positions, attend)
         for segment, prompt in zip(segments, prompts, strict=True):
             own = slice(segment.start, segment.stop)
@@ -245,3 +244,20 @@ def test_the_cache_never_reads_memory_that_nobody_wrote_to(
     writer.read([short[:2], long[:16]])
     logits = writer.feed([short[2], long[16]])
     assert_close(logits, torch.stack([full(model, short)[2], full(model, long)[16]]))
+
+
+@pytest.mark.parametrize("windows", [(WINDOW, None), (3, WINDOW), (WINDOW, 1)])
+def test_layers_of_unequal_windows_share_a_ring(
+    windows: tuple[int, int | None],
+    toy_config: ModelConfig,
+    make_toy_model: Callable[..., CausalLM],
+) -> None:
+    specs = tuple(LayerSpec(window) for window in windows)
+    model = make_toy_model(replace(toy_config, layer_specs=specs))
+    ids = text(0, 4 * WINDOW)
+    writer = Writer(model, rows=1)
+    steps = [writer.read([ids[: WINDOW + 3]])]
+    steps += [writer.feed([token]) for token in ids[WINDOW + 3 :]]
+    assert_close(torch.cat(steps), full(model, ids))
+    one = make_toy_model(replace(toy_config, sliding_window=windows[0]))
+    assert (full(one, ids) - full(model, ids)).abs().max() > 0.1

@@ -11,20 +11,37 @@ from types import ModuleType
 from minialign.data.knobs import nearest, require
 
 OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
-MODEL = "model"  # the judge that asks a model, which must be named
+# These ask a model, which must be named.
+MODEL, QUALITY = "model", "quality"
+ASKING = (MODEL, QUALITY)
 JUDGES: dict[str, str] = {  # name -> module
     "panel": "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
     "character": "minialign.evaluation.judges.by_character",
     "delta": "minialign.evaluation.judges.by_delta",
     MODEL: "minialign.evaluation.judges.model",
+    QUALITY: "minialign.evaluation.judges.quality",
+}
+# A few words behind a judge's name in --help.
+HELPS = {
+    "panel": "the next three as one; all four offline",
+    "style": "words and punctuation",
+    "character": "runs of characters",
+    "delta": "frequent words",
+    MODEL: "asks --judge-model, with --judge-url or without: whose hand?",
+    QUALITY: "asks it too: which answer is the better one?",
 }
 
 
-def register(name: str, module: str) -> None:
+def register(name: str, module: str, help: str = "") -> None:
     """Adds a judge from outside the package. Raises InputError for a name that is taken."""
     require(name not in JUDGES, f"there is a judge called {name} already: choose another name")
-    JUDGES[name] = module
+    JUDGES[name], HELPS[name] = module, help
+
+
+def judges_help() -> str:
+    """All judges that there are, each with a few words."""
+    return ", ".join(f"{name} ({said})" if (said := HELPS.get(name)) else name for name in JUDGES)
 
 
 def check_judge(name: str) -> None:

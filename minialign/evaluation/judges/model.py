@@ -114,14 +114,23 @@ class ModelJudge:
 
     def compare(self, questions: Sequence[Question], on_done: OnDone | None = None) -> JudgeReport:
         """A verdict each, in order. `on_done` is called for each of 2 len(questions) answers."""
-        advantages, counts = self._both_orders(
-            [
-                (_compare(c.example, c.first, c.second), _compare(c.example, c.second, c.first))
-                for c in questions
-            ],
-            parse_letter,
-            on_done,
-        )
+        asked = [
+            (_compare(c.example, c.first, c.second), _compare(c.example, c.second, c.first))
+            for c in questions
+        ]
+        return self.verdicts(asked, parse_letter, on_done)
+
+    def verdicts(
+        self,
+        questions: Sequence[tuple[str, str]],
+        parse: Callable[[str], float | None],
+        on_done: OnDone | None = None,
+    ) -> JudgeReport:
+        """One for each two questions: first against second, and the same the other way round.
+
+        `parse` reads an answer as the advantage of the text that stands first in its question.
+        """
+        advantages, counts = self._both_orders(questions, parse, on_done)
         shares = [None if value is None else (value + 1) / 2 for value in advantages]
         return JudgeReport([Verdict(share) for share in shares], *counts)
 
@@ -267,20 +276,26 @@ class ByModel:
 
     def compare(self, texts: Texts) -> Shares:
         examples, pairs = self._trial.examples, pairs_of(list(texts))
-        questions = [
-            Question(example, texts[a][place][i], texts[b][place][i])
+        cases = [
+            (place, texts[a][place][i], texts[b][place][i])
             for a, b in pairs
-            for place, example in enumerate(examples)
+            for place in range(len(examples))
             for i in range(_each(texts, a, b))
         ]
-        done = self._trial.asking(2 * len(questions))
-        self._report = self._judge.compare(questions, lambda *_: done())
+        done = self._trial.asking(2 * len(cases))
+        self._report = self._asked(cases, lambda *_: done())
         found = iter(np.nan if v.share is None else v.share for v in self._report.verdicts)
         shares = {}
         for a, b in pairs:
             size = (len(examples), _each(texts, a, b), 1)
             shares[a, b] = np.array([next(found) for _ in range(size[0] * size[1])]).reshape(size)
         return shares
+
+    def _asked(self, cases: Sequence[tuple[int, str, str]], on_done: OnDone) -> JudgeReport:
+        """Who won each (prompt, answer of the first, answer of the second)?"""
+        examples = self._trial.examples
+        questions = [Question(examples[place], a, b) for place, a, b in cases]
+        return self._judge.compare(questions, on_done)
 
 
 def _each(texts: Texts, a: str, b: str) -> int:

@@ -33,6 +33,7 @@ from minialign.evaluation.judges.corpus import (
     cleaned,
     cut,
 )
+from minialign.evaluation.judges.intervals import clopper_pearson
 from minialign.evaluation.judges.trust import areas_over_folds, calibrated, chance_error
 from minialign.evaluation.judges.wellformed import CAP, WellFormed
 
@@ -141,11 +142,12 @@ class PieceJudge:
         """One line for a person: what the judge was built from, and how often it is right."""
         roughly = "" if self.own_texts >= ENOUGH_OWN else ", roughly, from so few"
         verdict = f"can judge{roughly}" if self.can_judge else "cannot judge, add demonstrations"
+        low, high = clopper_pearson(self.auc, self.own_prompts)
         return (
             f"{self.name} judge from {self.own_texts} own ({self.fitted_on}) and "
             f"{self.other_texts} other texts: {verdict}; about {self.piece / LETTERS_A_WORD:.0f} "
             f"held-out words of the person's score above another's {self.auc:.0%} of the time "
-            "(chance: 50%)"
+            f"({self.own_prompts} prompts: {low:.0%} to {high:.0%}; chance: 50%)"
         )
 
 

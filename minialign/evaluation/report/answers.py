@@ -16,9 +16,12 @@ from minialign.evaluation.report.run_files import Json, RunFiles, figure
 from minialign.evaluation.report.scores import method_of
 
 SCOPE_NAMES = dict(zip(SCOPES, ("In scope", "Near its scope", "Far from its scope"), strict=True))
-OPEN = {"in_scope": 2}  # answers that are not folded; elsewhere one
-SHOWN_BYTES = 400_000  # of a scope's answers: the page holds three
-MOST_WORDS = 400  # of a text whose changes are marked: finding them takes the square of it
+# answers that are not folded; elsewhere one
+OPEN = {"in_scope": 2}
+# of a scope's answers: the page holds three
+SHOWN_BYTES = 400_000
+# of a text whose changes are marked: finding them takes the square of it
+MOST_WORDS = 400
 
 
 def rounds(run: RunFiles) -> Json:

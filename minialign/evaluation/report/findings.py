@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minialign.data.records import DEMONSTRATIONS, PAIRS
-from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
+from minialign.evaluation.names import AGAIN, BASE, COT, IN_CONTEXT
 from minialign.evaluation.report.axes import percent
 from minialign.evaluation.report.duels import INTERVAL, contestant_of, duels_of
 from minialign.evaluation.report.labels import rank, said, stage_title
@@ -24,8 +24,10 @@ CONTEXTS = {
     IN_CONTEXT: "the feedback given in the prompt",
     COT: "the feedback given with a chain of thought",
 }
-MOSTLY = 0.5  # S_in from which the feedback counts as followed, rather than followed more
-SLIGHT = 0.2  # how far S_out may be above the base model's own for answers to be left alone
+# S_in from which the feedback counts as followed, rather than followed more
+MOSTLY = 0.5
+# how far S_out may be above the base model's own for answers to be left alone
+SLIGHT = 0.2
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def _judged(run: RunFiles) -> Finding | None:
         by = f"judge: {judge.get('name', 'unnamed')}"
         us, them = said(own), said(rival)
         if result.low is None or result.high is None:
-            sentence = f"{us} against {them}: {won} ({by}; without an interval)."
+            sentence = f"{us} against {them}: {won} ({by}; too few prompts for an interval)."
         elif result.low > 0.5:
             sentence = (
                 f"{us} writes more like the person than {them}: {won} "
@@ -81,8 +83,26 @@ def _judged(run: RunFiles) -> Finding | None:
         rest = " and ".join(
             f"{other} against {said(name)}" for name, (other, _) in list(duels.items())[1:]
         )
-        return Finding(sentence, f"It won {rest}." if rest else "")
+        more = [f"It won {rest}." if rest else "", _fluency(run, own)]
+        return Finding(sentence, " ".join(filter(None, more)))
     return None
+
+
+def _fluency(run: RunFiles, own: str) -> str:
+    """The other half of a voice: how well formed the answers are in the base model's eyes."""
+    entries = {**run.evaluation.get("contestants", {}), "": run.evaluation.get("person") or {}}
+    found = {
+        name: value
+        for name, entry in entries.items()
+        if (value := figure(entry.get("fluency"))) is not None
+    }
+    if own not in found or len(found) == 1:
+        return ""
+    known = {BASE: "on its own answers", "": "on the person’s texts"}
+    rest = " and ".join(
+        f"{found[name]:.2f} {said}" for name, said in known.items() if name in found
+    )
+    return f"Fluency, in the base model’s nats per token: {found[own]:.2f} on its answers, {rest}."
 
 
 def _measured(run: RunFiles) -> Finding | None:
@@ -96,7 +116,8 @@ def _measured(run: RunFiles) -> Finding | None:
     rivals = sorted((name for name in nats if name != own), key=rank)
     if own not in nats or not rivals:
         return None
-    difference = round(nats[own] - nats[rivals[0]], 2)  # less than .01 is nothing to speak of
+    # less than .01 is nothing to speak of
+    difference = round(nats[own] - nats[rivals[0]], 2)
     verdict = (
         "better than" if difference < 0 else "worse than" if difference > 0 else "no better than"
     )

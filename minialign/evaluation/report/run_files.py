@@ -139,6 +139,7 @@ def read_run(folder: Path) -> RunFiles:
 
 def _voice_evaluation(file: Path) -> Json:
     evaluation = _object(file, prompts=list, contestants=dict)
+    _checked(evaluation.get("person") or {}, str(file), {})
     for part in (*evaluation.get("contestants", {}).values(), *(evaluation.get("judges") or [])):
         _checked(part, str(file), {})
     return evaluation

@@ -11,7 +11,8 @@ from minialign.evaluation.names import AGAIN, COT, IN_CONTEXT
 from minialign.evaluation.report.run_files import Json, RunFiles, figure
 
 LABELS = {"s_in": "S_in", "s_near": "S_near", "s_far": "S_far", "s_out": "S_out"}
-ERRORS = NormalDist().inv_cdf((1 + SURE) / 2)  # standard errors to either side
+# standard errors to either side
+ERRORS = NormalDist().inv_cdf((1 + SURE) / 2)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def scores_of(run: RunFiles, method: str) -> dict[str, Score]:
 
 def method_of(run: RunFiles) -> str:
     """The method that the run is about, as its evaluation calls it."""
-    rivals = (IN_CONTEXT, COT, AGAIN)  # a run's folder may be called like one of them
+    # a run's folder may be called like one of them
+    rivals = (IN_CONTEXT, COT, AGAIN)
     trained = [name for name in run.evaluation.get("methods", {}) if name not in rivals]
     known = [name for name in (run.name, run.method) if name in trained]
     return [*known, *trained, run.method][0]

@@ -152,3 +152,12 @@ def test_a_fit_takes_seconds(kind: type[PieceJudge]) -> None:
     start = time.process_time()
     kind.fit(own, [others])
     assert time.process_time() - start < 8
+
+
+def test_the_note_says_how_sure_its_share_is() -> None:
+    """Eight prompts of eight: 63 % is not ruled out (Clopper and Pearson's table)."""
+    own = [Text(text, f"p{i}") for i, text in enumerate(write(CASUAL, 8))]
+    others = [Text(text, f"p{i}") for i, text in enumerate(write(LISTING, 8))]
+    judge = StyleJudge.fit(own, [others])
+    assert judge.auc == 1.0
+    assert "100% of the time (8 prompts: 63% to 100%; chance: 50%)" in judge.describe()

@@ -51,7 +51,19 @@ def test_the_headline_says_what_the_interval_allows(
 def test_a_rate_without_an_interval_is_no_verdict(run_page: Callable[..., Page]) -> None:
     bare = {"first": "ditto", "second": "sft", "rate": 0.9}
     headline = run_page(evaluation=evaluation(judge(bare))).headline
-    assert "more like" not in headline and "without an interval" in headline
+    assert "more like" not in headline and "too few prompts for an interval" in headline
+
+
+def test_fluency_stands_beside_style(run_page: Callable[..., Page]) -> None:
+    found = evaluation(judge(win("ditto", "sft", 0.7, 0.58, 0.82)))
+    for name, nats in (("base", 1.2), ("ditto", 3.715)):
+        found["contestants"].setdefault(name, {})["fluency"] = nats
+    found["person"] = {"fluency": 3.2}
+    text = run_page(evaluation=found).text
+    assert (
+        "base model’s nats per token: 3.71 on its answers, 1.20 on its own answers and 3.20 on the "
+        "person’s texts" in " ".join(text.split())
+    )
 
 
 @pytest.mark.parametrize(
