@@ -25,9 +25,9 @@ from minialign.weights.devices import pick_precision
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
-# What an allocator holds, next to what is in use; measured on Linux.
-WASTE = 1.4
-# Python and PyTorch.
+# What an allocator holds, next to what is in use; measured on Linux (benchmarks/speed.md).
+WASTE = 1.15
+# Python, PyTorch, and what oneDNN keeps.
 PROCESS_BYTES = 400_000_000
 
 

@@ -228,6 +228,16 @@ def test_every_knob_changes_something_in_the_samples(
     assert [s["ids"] for s in found.samples] != first_round
 
 
+def test_rollouts_in_another_type_say_how_far_they_are_and_are_scored_in_the_policy_s_own(
+    tmp_path: Path, baseline: Outcome
+) -> None:
+    config = change(small_config(), {"sampling.rollout_dtype": "int8"})
+    steps = small_training(tmp_path / "r", config).steps("ditto")
+    assert all(0 < abs(step[ditto.OFF_POLICY]) < 0.1 for step in steps)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert not any(ditto.OFF_POLICY in step for step in baseline.steps("ditto"))
+
+
 @pytest.mark.parametrize("path", DPO_KNOBS)
 def test_every_knob_changes_something_in_dpo(path: str, tmp_path: Path, baseline: Outcome) -> None:
     found = small_training(tmp_path / "r", change(small_config(), DPO_KNOBS[path]))
