@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import evaluate, feedback, fetch, import_mail, main, sample, sweep, train
+from minialign.commands import (
+    blind,
+    evaluate,
+    feedback,
+    fetch,
+    import_mail,
+    job,
+    main,
+    sample,
+    sweep,
+    train,
+)
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
@@ -21,6 +32,7 @@ from minialign.evaluation.knobs import EvaluateOptions
 from minialign.feedback.knobs import PipelineConfig
 from minialign.methods.cards import CARDS
 from minialign.methods.knobs import C3PO_RECIPES, DPO_RECIPES, RECIPES
+from minialign.policy.knobs import LoRAConfig
 
 BENCHMARKS = ROOT / "benchmarks"
 GUIDES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -141,6 +153,8 @@ def parse_command(line: str) -> None:
         sample.parse(arguments)
     elif name == "evaluate":
         config_from_flags(EvaluateOptions(), evaluate.parse(arguments)[1])
+    elif name == "blind":
+        blind.parse(arguments)
     elif name == "feedback":
         parse_feedback(arguments)
     elif name == "import":
@@ -153,7 +167,9 @@ def parse_command(line: str) -> None:
 def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with the runs and files that the pages speak of, in which nothing is made."""
     run = tmp_path / "runs" / "emails"
-    run.mkdir(parents=True)
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(job, "lora_of", lambda folder: LoRAConfig(dropout=0.0))
     (run / "config.json").write_text(json.dumps({"options": {"method": "ditto"}, "knobs": {}}))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')

@@ -142,7 +142,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
 def check_method(options: TrainOptions, given: dict[str, Any]) -> Card:
     """The method's card. Raises InputError for what could never be trained, by the flags alone."""
     kind = kind_of(options)
-    if not (options.data or options.demos or options.feedback) and options.method:
+    given_data = options.data or options.votes or options.demos or options.feedback
+    if not given_data and options.method:
         _require_data(options.method)
     card = card_of(options.method, kind)
     if options.init_adapter and not card.starts_from_adapter:
@@ -197,8 +198,8 @@ def _check_unchanged(source: Source, record: dict[str, Any], options: TrainOptio
     for name, value in source.record().items() if record else ():
         if name.endswith("sha256") and record.get(name) != value:
             raise InputError(
-                f"{options.data or options.demos}: has changed since the run in {options.out} "
-                "began: start a new run"
+                f"{options.votes or options.data or options.demos}: has changed since the run in "
+                f"{options.out} began: start a new run"
             )
 
 

@@ -70,6 +70,7 @@ def with_data(options: TrainOptions, given: dict[str, Any]) -> TrainOptions:
 
     require(not options.data, "give --feedback or --data, not both")
     require(not options.demos, "give --demos or --feedback, not both")
+    require(not options.votes, "give --votes or --feedback, not both")
     # Before the hour that the data may take.
     check_method(options, given)
     wanted = FeedbackOptions(

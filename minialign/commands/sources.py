@@ -32,6 +32,7 @@ from minialign.data.records import (
     plural,
     training_split,
 )
+from minialign.data.votes import preference_pairs, read_votes
 from minialign.errors import InputError
 from minialign.methods.lessons import Lessons
 from minialign.policy.encode import ScopedExamples, encode_demonstration, encode_feedback
@@ -79,6 +80,8 @@ class Source(Protocol):
 
 def kind_of(options: TrainOptions) -> str:
     """Told by the flags alone."""
+    if options.votes:
+        return PAIRS
     if not options.data:
         return FEEDBACK if options.feedback else DEMONSTRATIONS
     paths = data_paths(options.data)
@@ -87,6 +90,8 @@ def kind_of(options: TrainOptions) -> str:
 
 def read_source(options: TrainOptions) -> Source:
     """Raises InputError for whatever a person can put right."""
+    if options.votes:
+        return Votes(options.votes, preference_pairs(read_votes(options.votes), options.votes))
     if options.data:
         return Scopes(options.data, load_data(options.data))
     everything = load_demonstrations(options.demos)
@@ -212,8 +217,24 @@ class Scopes:
         ]
 
 
+@dataclass(frozen=True)
+class Votes(Scopes):
+    """A person's votes: each that prefers one answer is a preference pair."""
+
+    def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
+        pairs = self.data.examples("in_scope", "train")
+        prompts = len({pair.prompt for pair in pairs})
+        learned = f"{plural(len(pairs), 'vote')} on {plural(prompts, 'prompt')}: {self.path}"
+        return [
+            ("learns from", learned),
+            ("judged by", "nothing: these prompts are no longer unseen, vote on new ones"),
+        ]
+
+
 def with_paths(options: TrainOptions) -> TrainOptions:
     """The options with the paths that follow from others. Raises InputError for contradictions."""
+    if options.votes:
+        return _with_vote_paths(options)
     if options.data:
         return _with_data_paths(options)
     if not options.demos:
@@ -228,6 +249,14 @@ def with_paths(options: TrainOptions) -> TrainOptions:
         test=options.test or (str(beside) if beside.exists() else ""),
         out=options.out or str(Path("runs") / demos.stem),
     )
+
+
+def _with_vote_paths(options: TrainOptions) -> TrainOptions:
+    if options.data or options.demos or options.test:
+        raise InputError("--votes is all that is learned from: leave out --data, --demos, --test")
+    start = Path(options.init_adapter).resolve().name if options.init_adapter else ""
+    name = f"{start}-votes" if start else Path(options.votes).stem
+    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
 
 
 def _with_data_paths(options: TrainOptions) -> TrainOptions:

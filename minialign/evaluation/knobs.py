@@ -7,7 +7,7 @@ from typing import Literal
 
 from minialign.data.knobs import knob, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, check_judge
+from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, VOTES, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
@@ -25,6 +25,11 @@ class EvaluateOptions:
         subject="who answers, and what",
     )
     judges: tuple[str, ...] = knob(OFFLINE, "who judges", subject="who judges")
+    votes: str = knob(
+        "",
+        "the person's votes, from `minialign blind RUN`, judge too; alone, of the answers that RUN "
+        "was evaluated with, at once",
+    )
     test: str = knob(
         "",
         "held-out demonstrations, or a folder of feedback, as the run learned from; by default "
@@ -66,6 +71,7 @@ class EvaluateOptions:
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
             check_judge(judge)
+        require(bool(self.votes) or VOTES not in self.judges, "--judges votes needs --votes FILE")
         asking = [judge for judge in self.judges if judge in ASKING]
         require(
             bool(asking) == bool(self.judge_model),

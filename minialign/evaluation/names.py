@@ -2,4 +2,5 @@
 
 BASE, FEW_SHOT = "base", "few-shot"
 AGAIN = "base, again"
+PERSON = "the person"  # who wrote the held-out texts
 IN_CONTEXT, COT = "in-context", "in-context + CoT"

@@ -15,7 +15,7 @@ from minialign.errors import InputError
 
 ENTRIES = {
     *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "state"),
-    *("preview.json", "evaluation.json", "judge.jsonl", "report.html"),
+    *("preview.json", "evaluation.json", "judge.jsonl", "report.html", "blind.html"),
 }
 STAGE_ADAPTER = "adapter-"  # and the name of a stage: what the result was trained from
 

@@ -34,8 +34,13 @@ class TrainOptions:
         "or a sentence, of which such a folder is made first, by the model that is trained: "
         "sample.py --feedback has more to choose",
     )
+    votes: str = knob(
+        "", "or a person's votes, from `minialign blind`, as preference pairs, for dpo and sft"
+    )
     init_adapter: str = knob(
-        "", "go on from this run's or folder's adapter (with --data)", subject="the model"
+        "",
+        "go on from this run's or folder's adapter (with --data or --votes)",
+        subject="the model",
     )
     out: str = knob("", "run folder; by default runs/NAME of --demos or --data", subject="the run")
     model: str = knob(
