@@ -29,7 +29,7 @@ from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
 from minialign.evaluation.knobs import EvaluateOptions
-from minialign.feedback.knobs import PipelineConfig
+from minialign.feedback.knobs import EndpointConfig, PipelineConfig
 from minialign.methods.cards import CARDS
 from minialign.methods.knobs import C3PO_RECIPES, DPO_RECIPES, RECIPES
 from minialign.policy.knobs import LoRAConfig
@@ -130,7 +130,8 @@ def parse_train(arguments: list[str]) -> None:
 
 
 def parse_feedback(arguments: list[str]) -> None:
-    names = feedback.FeedbackOptions.__dataclass_fields__ | PipelineConfig.__dataclass_fields__
+    classes = (feedback.FeedbackOptions, PipelineConfig, EndpointConfig)
+    names = {name for config in classes for name in config.__dataclass_fields__}
     flags = [word.split("=")[0] for word in arguments if word.startswith("--")]
     assert all(flag[2:].replace("-", "_") in names for flag in flags if flag != "--help-all"), flags
     feedback.main(arguments)
@@ -145,7 +146,7 @@ def parse_command(line: str) -> None:
         words = words[1:]
     name, arguments = words[0], words[1:]
     assert name in main.COMMANDS, line
-    if name == "sample" and "--feedback" in arguments:
+    if name == "sample" and {"--feedback", "--feedbacks", "--rewrite"} & set(arguments):
         name = "feedback"
     if name == "train":
         parse_train(arguments)
@@ -174,7 +175,9 @@ def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(feedback, "make_data", lambda options, config: options.folder)
+    monkeypatch.setattr(feedback, "make_data", lambda options, *others: options.folder)
+    monkeypatch.setattr(feedback, "rewrite", lambda options, *others: options.folder)
+    monkeypatch.setattr(feedback, "make_many", lambda *others: None)
     monkeypatch.setattr(fetch, "find_checkpoint", lambda name: tmp_path)
     yield
 

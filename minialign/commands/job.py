@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 import minialign
-from minialign.commands.sources import Source, kind_of, read_source, with_paths
+from minialign.commands.sources import (
+    Source,
+    check_writers,
+    kind_of,
+    read_source,
+    with_paths,
+)
 from minialign.data.knobs import config_from_dict
 from minialign.data.records import Messages
 from minialign.errors import InputError
@@ -114,6 +120,7 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
+    check_writers(options, checkpoint)
     config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
     context = config.max_position_embeddings
     tokenizer.fit(config.vocab_size)

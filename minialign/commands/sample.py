@@ -92,7 +92,8 @@ def parse(arguments: list[str]) -> SampleOptions:
 
 def main(arguments: list[str]) -> None:
     """Answers; with --feedback it is another command, with flags of its own."""
-    if any(part.split("=")[0] == "--feedback" for part in arguments):
+    others = ("--feedback", "--feedbacks", "--rewrite")
+    if any(part.split("=")[0] in others for part in arguments):
         from minialign.commands.feedback import main as feedback
 
         feedback(arguments)

@@ -64,15 +64,18 @@ def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
 def with_data(options: TrainOptions, given: dict[str, Any]) -> TrainOptions:
     """Makes the data folder of a sentence; one that is there and complete is taken as it is."""
     from minialign.commands.feedback import FeedbackOptions, make_data
-    from minialign.commands.job import check_method
+    from minialign.commands.job import check_method, with_model
     from minialign.feedback.knobs import PipelineConfig
     from minialign.training.folder import check_free
+    from minialign.weights.devices import pick_device
 
     require(not options.data, "give --feedback or --data, not both")
     require(not options.demos, "give --demos or --feedback, not both")
     require(not options.votes, "give --votes or --feedback, not both")
     # Before the hour that the data may take.
     check_method(options, given)
+    # Whoever is trained writes the answers.
+    options = with_model(options, pick_device(options.device))
     wanted = FeedbackOptions(
         feedback=options.feedback,
         model=options.model,

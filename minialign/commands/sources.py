@@ -34,6 +34,7 @@ from minialign.data.records import (
 )
 from minialign.data.votes import preference_pairs, read_votes
 from minialign.errors import InputError
+from minialign.feedback.writer import check_writer
 from minialign.methods.lessons import Lessons
 from minialign.policy.encode import ScopedExamples, encode_demonstration, encode_feedback
 from minialign.training.knobs import TrainOptions
@@ -202,7 +203,8 @@ class Scopes:
 
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         train, warnings = encode_feedback(self.data, "train", tokenizer, limit)
-        held_out: ScopedExamples = encode_feedback(self.data, "test", tokenizer, limit)[0]
+        split = "eval" if self.data.examples("in_scope", "eval") else "test"
+        held_out: ScopedExamples = encode_feedback(self.data, split, tokenizer, limit)[0]
         longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
         return Lessons(train, held_out), longest, warnings
 
@@ -269,6 +271,16 @@ def _with_data_paths(options: TrainOptions) -> TrainOptions:
     paths = data_paths(options.data)
     name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
     return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
+def check_writers(options: TrainOptions, checkpoint: Path) -> None:
+    """Raises InputError where another model wrote the responses of a folder that is learned from.
+
+    Pairs are a person's, whoever wrote them.
+    """
+    for path in data_paths(options.data) if options.data else []:
+        if path.is_dir():
+            check_writer(path, options.model, checkpoint)
 
 
 def evaluation_command(out: Path, source: Source) -> str:

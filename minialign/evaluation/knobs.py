@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minialign.data.knobs import knob, require
+from minialign.data.knobs import knob, knobs, require
 from minialign.data.records import DEMONSTRATIONS
 from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, VOTES, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
+from minialign.feedback.knobs import EndpointConfig
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
 
@@ -48,6 +49,7 @@ class EvaluateOptions:
     judge_url: str = knob(
         "", "an OpenAI-compatible endpoint; its key is taken from MINIALIGN_API_KEY"
     )
+    endpoint: EndpointConfig = knobs(EndpointConfig(), "judge_")
     general: int = knob(
         12,
         "general prompts on which the drift from the base is measured; 0: none",

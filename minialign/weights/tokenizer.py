@@ -44,16 +44,24 @@ class Tokenizer:
         self.backend = backend
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.eos, self.bos, self.template = eos, bos, template
-        self._chat = None if template is None else ChatTemplate(template, bos, eos)
+        self.eos, self.bos = eos, bos
         self.bos_id = self._special_id(bos) if bos else None
+        self.template = template
+        self._known: int | None = None
+        adds_bos = self.backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+        self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
+
+    @property
+    def template(self) -> str | None:
+        return None if self._chat is None else self._chat.source
+
+    @template.setter
+    def template(self, source: str | None) -> None:
+        self._chat = None if source is None else ChatTemplate(source, self.bos, self.eos)
         self._opening, end = self._probe()
-        own = self._special_id(eos)
+        own = self._special_id(self.eos)
         self.eos_id = own if end is None else end
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, own)))
-        self._known: int | None = None
-        adds_bos = self.backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
-        self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
 
     def fit(self, vocab_size: int) -> None:
         """Tells how many ids the model knows; texts that need others are refused from now on.

@@ -195,7 +195,7 @@ TRAIN: dict[str, tuple[Prepare, list[str], list[str]]] = {
     "an unsupported model_type": (
         model_config(model_type="gpt2"),
         [*TOY, "--out", "new"],
-        ["toy: config.json: model_type 'gpt2'", "llama or mistral"],
+        ["toy: config.json: model_type 'gpt2'", "none of llama, mistral"],
     ),
     "an unsupported activation": (
         model_config(hidden_act="gelu"),
