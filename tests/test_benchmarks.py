@@ -74,7 +74,16 @@ def test_every_committed_row_computed_the_same_thing(file: Path) -> None:
     speed = load("speed")
     rows = [r for s in json.loads(file.read_text())["sections"] for r in s["rows"]]
     assert rows
-    assert max(r["error"] for r in rows) <= speed.TOLERANCE
+    assert speed.worst_of(rows) <= speed.TOLERANCE
+
+
+def test_only_what_is_in_float32_must_agree() -> None:
+    rows = [
+        row("minialign", values=[1.0]),
+        row("trl", values=[1.0], error=0.5),
+        row("minialign", "--dtype", "bfloat16", values=[1.0], error=0.9),
+    ]
+    assert load("speed").worst_of(rows) == 0.5
 
 
 def test_a_step_that_takes_longer_is_slower_and_a_higher_rate_is_faster() -> None:

@@ -134,7 +134,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         knobs=knobs,
         recipe=recipe,
         device=device,
-        dtype=pick_dtype(options.dtype, device),
+        # a run goes on in the type that it began with
+        dtype=pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size),
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         source=source,

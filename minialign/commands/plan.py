@@ -21,12 +21,13 @@ from minialign.policy.adapters import lora_layers, trainable_parameters
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import cache_bytes, cache_rows, sample
 from minialign.policy.score import score
+from minialign.weights.devices import pick_precision
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
-# What an allocator holds, next to what is in use; measured on Linux.
-WASTE = 1.4
-# Python and PyTorch.
+# What an allocator holds, next to what is in use; measured on Linux (benchmarks/speed.md).
+WASTE = 1.15
+# Python, PyTorch, and what oneDNN keeps.
 PROCESS_BYTES = 400_000_000
 
 
@@ -43,8 +44,8 @@ class Speed:
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
         rows = min(work.sampling.max_rows, work.samples)
-        sampling = _sampling_speed(model, work.probe[0], rows) if work.written else float("inf")
-        single = _sampling_speed(model, work.probe[0], 1)
+        sampling = _sampling_speed(model, work, rows) if work.written else float("inf")
+        single = _sampling_speed(model, work, 1)
         return cls(_training_speed(model, work.probe), sampling, single)
 
     def seconds(self, work: Work, preview_tokens: int = 0) -> float:
@@ -81,14 +82,15 @@ def _wait_for_gradients(model: CausalLM) -> None:
     gradient.sum().item()
 
 
-def _sampling_speed(model: CausalLM, sequence: Example, rows: int) -> float:
+def _sampling_speed(model: CausalLM, work: Work, rows: int) -> float:
+    prompt, dtype = work.probe[0].prompt_ids, work.sampling.rollout_dtype
     stop_ids, model.stop_ids = model.stop_ids, ()
     try:
         times = []
         # The difference leaves out the prompt.
         for steps in (1, 1 + PROBE_STEPS):
             began = time.perf_counter()
-            sample(model, [sequence.prompt_ids], rows, SamplingConfig(max_new_tokens=steps), seed=0)
+            sample(model, [prompt], rows, SamplingConfig(steps, rollout_dtype=dtype), seed=0)
             times.append(time.perf_counter() - began)
     finally:
         model.stop_ids = stop_ids
@@ -108,7 +110,7 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     activations = activation_bytes(
         model.config,
         job.knobs.lora,
-        model.dtype.itemsize,
+        model.stream_dtype.itemsize,
         work.largest,
         job.options.activation_checkpointing,
     )
@@ -117,14 +119,18 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
 
 
 def _writing_bytes(model: CausalLM, work: Work, weights: int) -> int:
-    """Keys and values; and, in float32, weights merged with the adapter, on a processor packed."""
+    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
+    layers = lora_layers(model).values()
     if model.dtype == torch.float32:
-        layers = lora_layers(model).values()
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-        held += weights if model.device.type == "cpu" else 0
-    return held
+    if model.device.type != "cpu":
+        return held
+    width = model.config.hidden_size
+    precision = pick_precision(work.sampling.rollout_dtype, model.device, width)
+    bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
+    return held + bytes_each[precision] * weights // model.dtype.itemsize
 
 
 def _with_process(model: CausalLM, held: int) -> int:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minialign.data.files import read_json
+from minialign.data.general import general_prompts
 from minialign.errors import InputError
 from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
@@ -44,13 +45,15 @@ def load(
 ) -> tuple[CausalLM, Tokenizer]:
     """A model and its tokenizer, by alias, hub id, folder, GGUF file or ollama:NAME.
 
-    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU that has it, float32
-    elsewhere). Raises InputError, one line, for whatever is wrong with the name or the checkpoint.
+    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 where the device is fast at it,
+    float32 elsewhere). Raises InputError, one line, for whatever is wrong with the name or the
+    checkpoint.
     """
     target = pick_device(device)
     folder = find_checkpoint(name, revision)
     tokenizer = Tokenizer.from_folder(folder)
-    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target), target)
+    width = read_model_config(folder).hidden_size
+    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target, width), target)
     model.revision = revision
     return model, tokenizer
 
@@ -67,6 +70,7 @@ def load_for(
     tokenizer.fit(vocab_size)
     model = load_model(folder, dtype, device)
     model.name, model.stop_ids = lasting_name(name, folder), stop_ids
+    model.ordinary_ids = tuple(tokenizer.encode_prompt(" ".join(general_prompts(12, 0)))[:128])
     return model
 
 
@@ -154,7 +158,11 @@ def _read_tensors(
                 parts = parts_of(key) if config.family.fused else [key]
                 stored = tensors.get_slice(key)
                 _check_tensor(file, key, stored, [needed.get(part) for part in parts])
-                tensor = tensors.get_tensor(key).to(device, dtype)
+                tensor = tensors.get_tensor(key)
+                # on a processor only the products are of a half type (model/matmul.py)
+                wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
+                # copied, or one norm would keep the whole file in memory
+                tensor = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
                 _check_numbers(file, key, tensor)
                 pieces = tensor.split([needed[part][0] for part in parts])
                 state.update(zip(parts, pieces, strict=True))
