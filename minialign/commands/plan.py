@@ -42,7 +42,8 @@ class Speed:
     @classmethod
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
-        rows = min(work.sampling.max_rows, work.samples)
+        # No more at a time than the sampler writes unless asked.
+        rows = min(work.sampling.max_rows, work.samples, SamplingConfig().max_rows)
         sampling = _sampling_speed(model, work.probe[0], rows) if work.written else float("inf")
         single = _sampling_speed(model, work.probe[0], 1)
         return cls(_training_speed(model, work.probe), sampling, single)
@@ -112,24 +113,25 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
         work.largest,
         job.options.activation_checkpointing,
     )
-    writing = _writing_bytes(model, work, weights) if work.written else 0
-    return weights + adapters + _with_process(model, max(activations, writing))
+    on_cpu = job.device.type == "cpu"
+    writing = _writing_bytes(model, work, weights if on_cpu else 0) if work.written else 0
+    return weights + adapters + _with_process(on_cpu, max(activations, writing))
 
 
-def _writing_bytes(model: CausalLM, work: Work, weights: int) -> int:
+def _writing_bytes(model: CausalLM, work: Work, packed: int) -> int:
     """Keys and values; and, in float32, weights merged with the adapter, on a processor packed."""
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
     if model.dtype == torch.float32:
         layers = lora_layers(model).values()
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-        held += weights if model.device.type == "cpu" else 0
+        held += packed
     return held
 
 
-def _with_process(model: CausalLM, held: int) -> int:
+def _with_process(on_cpu: bool, held: int) -> int:
     """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
-    if model.device.type != "cpu":
+    if not on_cpu:
         return held + 2 * CHUNK_BYTES
     return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
 

@@ -101,6 +101,8 @@ def train(
             with run.phase("sample"):
                 pool.add_round(_sample_round(model, pool, knobs, run))
             run.write_lines(SAMPLES, pool.records(reference, run.tokenizer))
+            # Answers are what takes longest.
+            run.save()
         rng = random.Random(f"{run.seed}/pairs/{step}")
         pairs = pool.draw(knobs.pairs_per_step, knobs.mix, rng)
         with run.phase("train"):
