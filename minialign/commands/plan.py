@@ -43,7 +43,8 @@ class Speed:
     @classmethod
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
-        rows = min(work.sampling.max_rows, work.samples)
+        # No more at a time than the sampler writes unless asked.
+        rows = min(work.sampling.max_rows, work.samples, SamplingConfig().max_rows)
         sampling = _sampling_speed(model, work, rows) if work.written else float("inf")
         single = _sampling_speed(model, work, 1)
         return cls(_training_speed(model, work.probe), sampling, single)
@@ -114,28 +115,29 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
         work.largest,
         job.options.activation_checkpointing,
     )
-    writing = _writing_bytes(model, work, weights) if work.written else 0
-    return weights + adapters + _with_process(model, max(activations, writing))
+    on_cpu = job.device.type == "cpu"
+    writing = _writing_bytes(model, work, weights, on_cpu) if work.written else 0
+    return weights + adapters + _with_process(on_cpu, max(activations, writing))
 
 
-def _writing_bytes(model: CausalLM, work: Work, weights: int) -> int:
+def _writing_bytes(model: CausalLM, work: Work, weights: int, on_cpu: bool) -> int:
     """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
     layers = lora_layers(model).values()
     if model.dtype == torch.float32:
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-    if model.device.type != "cpu":
+    if not on_cpu:
         return held
-    width = model.config.hidden_size
-    precision = pick_precision(work.sampling.rollout_dtype, model.device, width)
+    width, name = model.config.hidden_size, work.sampling.rollout_dtype
+    precision = pick_precision(name, torch.device("cpu"), width)
     bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
     return held + bytes_each[precision] * weights // model.dtype.itemsize
 
 
-def _with_process(model: CausalLM, held: int) -> int:
+def _with_process(on_cpu: bool, held: int) -> int:
     """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
-    if model.device.type != "cpu":
+    if not on_cpu:
         return held + 2 * CHUNK_BYTES
     return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
 

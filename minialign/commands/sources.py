@@ -20,6 +20,7 @@ from minialign.data.feedback import (
     hash_of,
     load_data,
 )
+from minialign.data.files import read_bytes
 from minialign.data.records import (
     DEMONSTRATIONS,
     FEEDBACK,
@@ -149,11 +150,8 @@ class Demonstrations:
         return "" if self.held_out else None
 
     def record(self) -> dict[str, Any]:
-        try:
-            content = Path(self.file).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.file}: cannot be read: {error.strerror}") from None
-        return {"demos_sha256": hashlib.sha256(content).hexdigest()}
+        test = {"test_sha256": _sha256(self.test)} if self.test else {}
+        return {"demos_sha256": _sha256(self.file), **test}
 
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         encoded = [encode_demonstration(d, tokenizer, limit) for d in self.train]
@@ -172,6 +170,10 @@ class Demonstrations:
             ("learns from", learned),
             ("judged by", judged if self.held_out else nothing),
         ]
+
+
+def _sha256(file: str) -> str:
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 @dataclass(frozen=True)

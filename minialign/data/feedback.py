@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.data.checks import Check, parse_checks
-from minialign.data.files import read_json, read_jsonl
+from minialign.data.files import read_bytes, read_json, read_jsonl
 from minialign.data.records import Messages, load_prompts
 from minialign.errors import InputError
 
@@ -257,8 +257,5 @@ def hash_of(data: str) -> str:
     ]
     digest = hashlib.sha256()
     for file in files:
-        try:
-            digest.update(file.read_bytes())
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+        digest.update(read_bytes(file))
     return digest.hexdigest()

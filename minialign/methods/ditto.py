@@ -106,6 +106,8 @@ def train(
                 written = _rollout_metrics(model, pool, answers, knobs, run)
                 pool.add_round(answers)
             run.write_lines(SAMPLES, pool.records(reference, run.tokenizer))
+            # Answers are what takes longest.
+            run.save()
         rng = random.Random(f"{run.seed}/pairs/{step}")
         pairs = pool.draw(knobs.pairs_per_step, knobs.mix, rng)
         with run.phase("train"):

@@ -68,9 +68,7 @@ class DittoConfig:
 
     lora: LoRAConfig = knobs(LoRAConfig(), "lora_", subject="the adapter")
     sft: SFTConfig = knobs(SFTConfig(), "sft_", subject="the warm start (SFT)")
-    sampling: SamplingConfig = knobs(
-        SamplingConfig(rollout_dtype="auto"), "", subject="how answers are drawn"
-    )
+    sampling: SamplingConfig = knobs(SamplingConfig(), "", subject="how answers are drawn")
     max_steps: int = knob(40, "DPO steps (paper 40)", subject="how it learns")
     resample_every: int = knob(
         10, "K: steps between two rounds of sampling (paper 10)", subject="rounds and pairs"
@@ -240,7 +238,7 @@ PAPER = DittoConfig()
 LAPTOP = DittoConfig(
     lora=LoRAConfig(rank=32, alpha=64.0),
     sft=SFTConfig(max_steps=30, learning_rate=1e-3, warmup_ratio=0.2, stop_loss=2.4),
-    sampling=SamplingConfig(max_new_tokens=0, rollout_dtype="auto"),
+    sampling=SamplingConfig(max_new_tokens=0),
     max_steps=20,
     resample_every=5,
     samples_per_prompt=5,

@@ -12,6 +12,7 @@ Three rules hold everywhere, in SFT, sampling and scoring alike:
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.eos, self.bos = eos, bos
+        # What a template takes for today: a run that goes on tomorrow keeps it.
+        self.today = datetime.datetime.now()
         self.bos_id = self._special_id(bos) if bos else None
         self.template = template
         self._known: int | None = None
@@ -172,7 +175,7 @@ class Tokenizer:
             return "\n\n".join(message["content"] for message in messages).rstrip(" ")
         # A trailing space would be a token of its own, where the completion's first word brings its
         # own space.
-        return self._chat.render(messages).rstrip(" ") + self._opening
+        return self._chat.render(messages, today=self.today).rstrip(" ") + self._opening
 
     def encode_prompt(self, messages_or_text: Messages | str) -> list[int]:
         """Token ids up to where the assistant begins; a text is one message of the user."""

@@ -283,7 +283,7 @@ WRONG_VALUES = {
     "--learning-rat 1": ["unrecognized arguments: --learning-rat", "--help"],
     "--learning-rate fast": ["--learning-rate", "'fast'"],
     "--learning-rate 0": ["learning_rate must be positive"],
-    "--learning-rate nan": ["learning_rate must be positive"],
+    "--learning-rate nan": ["invalid float value: 'nan'"],
     "--sft-learning-rate -1": ["sft_learning_rate must be positive"],
     "--sft-batch-size 0": ["sft_batch_size must be at least 1"],
     "--lora-rank 0": ["lora_rank must be at least 1"],

@@ -37,7 +37,7 @@ from minialign.policy.packing import Packed
 from minialign.policy.peft import load_adapter
 from minialign.weights.tokenizer import Tokenizer
 
-SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter"}
+SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter", ".lock"}
 
 
 def before_and_after(text: str) -> tuple[str, str]:
@@ -59,7 +59,7 @@ def test_a_run_succeeds_and_only_says_on_stderr_that_it_loads(finished: Finished
 def test_the_run_folder_holds_the_record_and_both_adapters(finished: Finished) -> None:
     assert set(tree(finished.folder)) == {
         *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft"),
-        *("preview.json", "report.html", "adapter/README.md"),
+        *("preview.json", "report.html", ".lock", "adapter/README.md"),
         *(
             f"{folder}/{name}"
             for folder in ("adapter", "adapter-sft")
