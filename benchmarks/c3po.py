@@ -1,14 +1,18 @@
 """C3PO's Table 2 (arXiv 2402.10893) on the feedbacks that come with minialign.
 
     python benchmarks/c3po.py                 # three feedbacks, two seeds: three hours on 2 cores
-    python benchmarks/c3po.py --feedbacks cheers --seeds 1
+    python benchmarks/c3po.py examples/c3po/cheers --seeds 1 --methods c3po,sft
     python benchmarks/c3po.py --report        # the tables again, from the results
+    python benchmarks/c3po.py data/a data/b   # your own: one table over all of them
 
 Every method is trained by train.py and all are evaluated together by evaluate.py, as a person would
 do it, with the same knobs but for a row's own; in-context prompting and chain of thought stand in
 the data. A run that is there already is not trained again. Results go to
-benchmarks/results/c3po.jsonl, a line for each feedback and seed, the tables to benchmarks/c3po.md.
-No knob is tuned on the test prompts.
+benchmarks/results/c3po.jsonl, a line for each feedback and seed, the tables to benchmarks/c3po.md;
+those of your own folders to results.jsonl in --work. No knob is tuned on the test prompts.
+
+Where feedback.json holds a second check, of which whatever made the revisions knew nothing, S_in is
+scored by that as well.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minialign.data.checks import score_response
+from minialign.data.feedback import hash_of, load_feedback_data
 from minialign.data.files import replace_whole
 from minialign.data.records import FEEDBACK
 from minialign.methods.cards import card_of
@@ -68,16 +74,18 @@ def command(script: str, *arguments: str | Path) -> None:
     subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], check=True, cwd=ROOT)
 
 
-def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure(data: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Trains what is missing and evaluates everything together."""
-    folder = options.work / "-".join([feedback, str(seed), *sorted(options.set)])
+    name = f"{data.resolve().name}-{hash_of(str(data))[:8]}"
+    folder = options.work / "-".join([name, str(seed), *sorted(options.set)])
     runs = []
-    for name, row in TRAINED.items():
+    for name in options.methods:
+        row = TRAINED[name]
         run = folder / name
         if not (run / "adapter" / "adapter_config.json").exists():
             command(
                 "train.py",
-                *("--method", row.method, "--data", EXAMPLES / feedback, "--out", run),
+                *("--method", row.method, "--data", data.resolve(), "--out", run),
                 *("--seed", str(seed), "--model", options.model, "--recipe", "laptop"),
                 *(["--overwrite"] if run.exists() else []),
                 *(part for k in (*options.set, *row.knobs) for part in knob_flag(k, row.method)),
@@ -85,12 +93,26 @@ def measure(feedback: str, seed: int, options: argparse.Namespace) -> dict[str, 
         runs.append(run)
     command("evaluate.py", *runs, "--seed", str(seed), "--n", str(options.n))
     found = json.loads((runs[0] / "evaluation.json").read_text(encoding="utf-8"))
+    for name, values in second_scores(data, found).items():
+        found["methods"][name]["s_in_second"] = {"value": sum(values) / len(values)}
     return {
         "methods": found["methods"],
         "scored": found["scored"],
         "words": {method: words_in_scope(found, method) for method in found["methods"]},
-        "seconds": {name: train_seconds(folder / name) for name in TRAINED},
+        "seconds": {name: train_seconds(folder / name) for name in options.methods},
     }
+
+
+def second_scores(data: Path, found: dict[str, Any]) -> dict[str, list[float]]:
+    """Of each method's answers in scope, by the second check; empty where there is none."""
+    checks = load_feedback_data(data).second_checks
+    lines = found["scopes"]["in_scope"] if checks else []
+    scores: dict[str, list[float]] = {}
+    for line in lines:
+        for method, answers in line["answers"].items():
+            new = [score_response(checks, answer, line["baseline"]) for answer in answers]
+            scores.setdefault(method, []).extend(new)
+    return scores
 
 
 def words_in_scope(found: dict[str, Any], method: str) -> float:
@@ -113,17 +135,20 @@ def train_seconds(run: Path) -> float:
     return sum(lines[-1]["seconds"].values())
 
 
-def read_results() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.open()] if RESULTS.exists() else []
+def read_results(file: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.open()] if file.exists() else []
 
 
-def write_results(lines: list[dict[str, Any]]) -> None:
+def write_results(lines: list[dict[str, Any]], file: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    RESULTS.parent.mkdir(exist_ok=True)
-    replace_whole(RESULTS, lambda path: path.write_text(text))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    replace_whole(file, lambda path: path.write_text(text))
 
 
-def mean_row(lines: list[dict[str, Any]], method: str) -> str:
+SECOND = "s_in_second"
+
+
+def mean_row(lines: list[dict[str, Any]], method: str, with_second: bool) -> str:
     """The mean over feedbacks and seeds, with its standard error over them."""
     found = [line["methods"][method] for line in lines if method in line["methods"]]
     cells = []
@@ -134,6 +159,9 @@ def mean_row(lines: list[dict[str, Any]], method: str) -> str:
     cells.append(f"{sum(drifts) / len(drifts):.3f}" if drifts else "-")
     words = [line["words"][method] for line in lines if method in line["words"]]
     cells.append(f"{sum(words) / len(words):.0f}")
+    if with_second:
+        second = [entry[SECOND]["value"] for entry in found if SECOND in entry]
+        cells.append(with_error(second) if second else "-")
     paper = " / ".join(f"{value:.2f}" for value in PAPER[method]) if method in PAPER else "-"
     title = TRAINED[method].title if method in TRAINED else method
     return f"| {title} | {' | '.join(cells)} | {paper} |"
@@ -148,17 +176,17 @@ def with_error(values: list[float]) -> str:
 
 
 def tables(lines: list[dict[str, Any]]) -> str:
-    head = (
-        "| | S_in | S_out | near | out of scope | S_overall | drift | words in scope "
-        "| paper: in / out / overall |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-    )
+    with_second = any(SECOND in entry for line in lines for entry in line["methods"].values())
+    names = ["", "S_in", "S_out", "near", "out of scope", "S_overall", "drift", "words in scope"]
+    names += ["S_in, second check"] * with_second + ["paper: in / out / overall"]
+    head = f"| {' | '.join(names)} |\n|{' --- |' * len(names)}".replace("|  |", "| |", 1)
     parts = []
     groups = {"All feedbacks": lines}
     groups |= {name: [x for x in lines if x["feedback"] == name] for name in names_of(lines)}
     for title, own in groups.items():
         seeds = len({line["seed"] for line in own})
-        rows = [mean_row(own, m) for m in ORDER if any(m in line["methods"] for line in own)]
+        methods = [m for m in ORDER if any(m in line["methods"] for line in own)]
+        rows = [mean_row(own, method, with_second) for method in methods]
         counts = f"{plural(len(own), 'run')} a method, {plural(seeds, 'seed')}"
         parts.append(f"**{title}** ({counts})\n\n{head}")
         parts[-1] += "\n" + "\n".join(rows)
@@ -177,8 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    everything = ",".join(sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()))
-    parser.add_argument("--feedbacks", default=everything)
+    everything = sorted(path for path in EXAMPLES.iterdir() if path.is_dir())
+    parser.add_argument("folders", nargs="*", type=Path, help="by default all of examples/c3po")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(TRAINED))
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--n", type=int, default=2, help="answers a test prompt and method")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -186,21 +215,35 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "c3po-runs")
     parser.add_argument("--report", action="store_true", help="train nothing, write the page")
     options = parser.parse_args()
+    folders = options.folders or everything
+    is_ours = all(EXAMPLES in folder.resolve().parents for folder in folders)
+    results = RESULTS if is_ours else options.work / "results.jsonl"
     for seed in range(0 if options.report else options.seeds):
-        for feedback in options.feedbacks.split(","):
-            fixed = {"feedback": feedback, "seed": seed, "n": options.n, "model": options.model}
-            fixed["set"] = sorted(options.set)
-            known = [x for x in read_results() if all(x[key] == fixed[key] for key in fixed)]
-            if known and all(name in known[0]["methods"] for name in TRAINED):
-                continue
-            line = {**fixed, **measure(feedback, seed, options)}
-            write_results([x for x in read_results() if x not in known] + [line])
-    lines = read_results()
+        for folder in folders:
+            measure_once(folder, seed, options, results)
+    lines = read_results(results)
     if not lines:
         raise SystemExit("nothing measured yet")
-    head = PAGE.read_text().split("<!-- measured -->")[0] if PAGE.exists() else "# C3PO\n\n"
-    PAGE.write_text(f"{head}<!-- measured -->\n\n{tables(lines)}\n")
+    if is_ours:
+        head = PAGE.read_text().split("<!-- measured -->")[0] if PAGE.exists() else "# C3PO\n\n"
+        PAGE.write_text(f"{head}<!-- measured -->\n\n{tables(lines)}\n")
     print(tables(lines))
+
+
+def measure_once(folder: Path, seed: int, options: argparse.Namespace, results: Path) -> None:
+    """Unless it was measured with the same data; what was measured with other data goes."""
+    if not load_feedback_data(folder).checks:
+        print(f"{folder}: has no check that a program can verify: left out")
+        return
+    fixed = {"feedback": folder.resolve().name, "seed": seed, "n": options.n}
+    fixed |= {"model": options.model, "set": sorted(options.set)}
+    same = [x for x in read_results(results) if all(x[key] == fixed[key] for key in fixed)]
+    data = hash_of(str(folder))
+    known = [x for x in same if x.get("data") == data]
+    if known and all(name in known[0]["methods"] for name in options.methods):
+        return
+    line = {**fixed, "data": data, **measure(folder, seed, options)}
+    write_results([x for x in read_results(results) if x not in same] + [line], results)
 
 
 if __name__ == "__main__":

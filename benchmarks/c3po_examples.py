@@ -14,10 +14,12 @@ baseline, in_context and cot. A small model cannot be trusted to revise its own 
   before it.
 
 A prompt to train on is answered again with another seed, a few times, if its baseline holds emoji
-or links, did not end by itself (but for ends_with, which is to end those too), or, in scope,
-satisfies the check already or has too few words once it is edited; the best that came is kept. The
-test prompts keep their first answer that can be edited. Answers are kept in student.jsonl until the
-folder is complete, so that an interrupted run goes on where it was.
+or links, did not end by itself, or, in scope, satisfies the check already or has too few words once
+it is edited; the best that came is kept. The test prompts keep their first answer that can be
+edited. Where the feedback asks for an ending, every baseline in scope is drawn until it ends by
+itself, test prompts' too: else a revision would differ by ending at all, whatever the feedback.
+Answers are kept in student.jsonl until the folder is complete, so that an interrupted run goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from minialign.feedback.pipeline import FILES, STUDENT, complete_responses, writ
 from minialign.feedback.teacher import Answer, Ask, Cached, Reply, Teacher
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "c3po"
-CONFIG = PipelineConfig(max_new_tokens=200, temperature=0.7, tries=6)
+CONFIG = PipelineConfig(max_new_tokens=200, temperature=0.7, top_p=1.0, tries=6)
+# Of answers that must end: SmolLM2 ends about four in ten within 400 tokens.
+TO_THE_END = PipelineConfig(max_new_tokens=400, temperature=0.7, top_p=1.0, tries=40)
 MIN_WORDS = 10  # of what the edit leaves of a baseline
 
 CLOSING = (
@@ -197,9 +201,11 @@ def fill_baselines(
 ) -> None:
     """Baselines, and with a check their revisions, for the lines that have no useful ones."""
     lines = [line for _, line in read_jsonl(file)]
-    may_be_cut = check is not None and check.kind == "ends_with"
+    must_end = check is not None and check.kind == "ends_with"
+    if must_end:
+        config = TO_THE_END
     for attempt in range(config.tries):
-        waiting = [line for line in lines if worth(line, may_be_cut) < BEST]
+        waiting = [line for line in lines if worth(line, must_end) < BEST]
         asks = [ask(line["prompt"], config, attempt) for line in waiting]
         answers = student.answer(asks, shown(f"{file.parent.name}, {file.stem}", len(asks)))
         for line, answer in zip(waiting, answers, strict=True):
@@ -209,7 +215,7 @@ def fill_baselines(
             if check is not None:
                 revised = edit(answer, check, effect)
                 found |= entry("revised", revised) if revised else {"baseline": ""}
-            if worth(found, may_be_cut) > worth(line, may_be_cut):
+            if worth(found, must_end) > worth(line, must_end):
                 line.update(found)
     if left := [line["prompt"] for line in lines if not line.get("baseline")]:
         raise InputError(f"{file}: no baseline will do for {left[0]!r}: ask with more tries")
@@ -225,23 +231,25 @@ def entry(name: str, reply: Reply) -> dict[str, str]:
     return {name: reply.text.strip(), f"{name}_finish_reason": reply.finish_reason}
 
 
-BEST = 3
+BEST = 4
 
 
-def worth(line: dict[str, Any], may_be_cut: bool) -> int:
-    """Of a baseline and its revision, 0 for none. Test prompts are not picked by their answers.
+def worth(line: dict[str, Any], must_end: bool) -> int:
+    """Of a baseline and its revision, 0 for none. Test prompts are not picked by what they say.
 
     To train on, two equal responses teach nothing, and answers that were cut off do not teach how
-    the model ends. But to give every answer an ending, one must learn to end those that do not.
+    the model ends; `must_end` asks that of test prompts too.
     """
     if not line.get("baseline"):
         return 0
+    ended = line["baseline_finish_reason"] == "stop"
     if line["split"] == "test":
-        return BEST
+        return BEST if ended or not must_end else 1
     if line.get("revised") == line["baseline"]:
         return 1
-    ended = may_be_cut or line["baseline_finish_reason"] == "stop"
-    return BEST if ended and not SYMBOLS.search(line["baseline"]) else 2
+    if not ended:
+        return 2
+    return 3 if SYMBOLS.search(line["baseline"]) else BEST
 
 
 def shown(title: str, count: int) -> Callable[[int, Answer], None]:

@@ -383,7 +383,8 @@ def train_and_answer(
     def keep(arm: str, measured: dict[str, Any], answers: Answers) -> None:
         texts = {d.prompt: [c.text for c in g] for d, g in zip(bench.asked, answers, strict=True)}
         answers_file(options.answers, fixed, arm).write_text(json.dumps(texts), encoding="utf-8")
-        append(options.results, {"arm": arm, **fixed, **measured})
+        dtype = str(bench.model.dtype).removeprefix("torch.")
+        append(options.results, {"arm": arm, **fixed, "dtype": dtype, **measured})
         shown = f"{fixed['author']} seed {fixed['seed']} {arm}: {measured['seconds']:.0f} s"
         print(shown, file=sys.stderr, flush=True)
 

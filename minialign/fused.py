@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,7 +32,7 @@ def linear_logps(
 
     Args:
         hidden: (N, D), float32, float64 or a half type.
-        weight: (V, D), the head, not transposed, of the same type.
+        weight: (V, D), the head, not transposed, of the same type, or narrower and frozen.
         targets: (N,) token ids.
         chunk_size: tokens whose logits are held at a time; by default as many as fit into 32 MB.
     Returns: (N,) in float32 (float64 for float64 input); logits and softmax are float32 too,
@@ -59,7 +60,7 @@ class _LinearLogps(torch.autograd.Function):
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         slopes = torch.empty_like(hidden) if train_hidden and not train_weight else None
         for rows in _chunks(len(hidden), chunk):
-            logits = _shifted_logits(hidden[rows], weight)
+            logits = _shifted_logits(hidden[rows], weight, targets[rows])
             picked = logits.gather(1, targets[rows, None])
             total = logits.exp_().sum(1, keepdim=True)
             logps[rows] = (picked - total.log()).squeeze(1)
@@ -82,7 +83,7 @@ class _LinearLogps(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in _chunks(len(hidden), ctx.chunk):
-            exps = _shifted_logits(hidden[rows], weight).exp_()
+            exps = _shifted_logits(hidden[rows], weight, targets[rows]).exp_()
             slope = _logit_slope(exps, exps.sum(1, keepdim=True), targets[rows])
             slope = slope.mul_(grad[rows, None]).to(weight.dtype)
             grad_hidden[rows] = product(slope, weight.t())
@@ -162,12 +163,25 @@ def _logit_slope(exps: Tensor, total: Tensor, targets: Tensor) -> Tensor:
     return exps.div_(-total).scatter_add_(1, targets[:, None], torch.ones_like(total))
 
 
-def _shifted_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Logits minus their largest, row by row: their exponentials neither overflow nor lose the
-    digits that a large logsumexp would take up.
+def _shifted_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Logits (chunk, V) minus their largest, row by row: their exponentials neither overflow nor
+    lose the digits that a large logsumexp would take up.
     """
-    logits = wide_product(hidden, weight)
+    mixed = hidden.dtype != weight.dtype
+    logits = _beside_target(hidden, weight, targets) if mixed else wide_product(hidden, weight)
     return logits.sub_(logits.amax(1, keepdim=True))
+
+
+def _beside_target(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Logits minus their target's, from a weight of a half type, in the type of `hidden`.
+
+    A product of half types rounds its result. What it rounds here is how far a token lies from the
+    target, a small number where it matters: a log-probability keeps its digits. The product is
+    transposed, (V, chunk), so that the targets' logits are its bias and go in before it is rounded.
+    """
+    own = (hidden * weight[targets]).sum(1)
+    shifted = F.linear(weight, hidden.to(weight.dtype), -own.to(weight.dtype))
+    return shifted.t().to(hidden.dtype)
 
 
 def _chunks(length: int, size: int) -> list[slice]:

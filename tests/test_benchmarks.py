@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.feedback_runs import write_data
 from helpers.processes import ROOT
 
 from minialign.data.records import FEEDBACK
 from minialign.methods.cards import method_names
 
 BENCHMARKS = ROOT / "benchmarks"
+SECOND = {"kind": "ends_with", "text": "Ann"}
 RESULTS = sorted(f for f in (BENCHMARKS / "results").glob("*.json") if "sections" in f.read_text())
 
 
@@ -72,7 +74,16 @@ def test_every_committed_row_computed_the_same_thing(file: Path) -> None:
     speed = load("speed")
     rows = [r for s in json.loads(file.read_text())["sections"] for r in s["rows"]]
     assert rows
-    assert max(r["error"] for r in rows) <= speed.TOLERANCE
+    assert speed.worst_of(rows) <= speed.TOLERANCE
+
+
+def test_only_what_is_in_float32_must_agree() -> None:
+    rows = [
+        row("minialign", values=[1.0]),
+        row("trl", values=[1.0], error=0.5),
+        row("minialign", "--dtype", "bfloat16", values=[1.0], error=0.9),
+    ]
+    assert load("speed").worst_of(rows) == 0.5
 
 
 def test_a_step_that_takes_longer_is_slower_and_a_higher_rate_is_faster() -> None:
@@ -165,16 +176,6 @@ def test_the_paper_step_has_24_comparisons_and_shares_texts(
     assert len({s for pair in plain for s in pair}) == 2 * len(plain)
 
 
-def test_gguf_export_turns_channels_of_a_pair_into_neighbours() -> None:
-    pytest.importorskip("gguf")
-    export = load("gguf_export")
-    import numpy as np
-
-    weight = np.arange(8).reshape(8, 1)  # two heads of four channels, pairs (0, 2), (1, 3)
-    assert export.interleaved(weight, 2).ravel().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert export.renamed("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
-
-
 # ---- C3PO's table ----
 
 
@@ -215,3 +216,51 @@ def test_a_method_that_a_run_lacks_is_left_out_of_its_mean() -> None:
     assert rows and all(text.startswith("| C3PO | 0.40 ± 0.20 | 0.00") for text in rows)
     assert "| DPO alone | 0.50 |" in table and "SCD" not in table
     assert "**brief** (2 runs a method, 2 seeds)" in table
+
+
+def test_own_folders_of_feedback_come_to_one_table_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training and evaluation are made up here; the second check is scored for real."""
+    c3po, asked = load("c3po"), []
+
+    def command(script: str, *arguments: Any) -> None:
+        asked.append(script)
+        if script == "train.py":
+            run = Path(arguments[arguments.index("--out") + 1])
+            (run / "adapter").mkdir(parents=True)
+            (run / "adapter" / "adapter_config.json").write_text("{}")
+            (run / "metrics.jsonl").write_text('{"seconds": {"train": 1}}\n')
+            return
+        number = {"value": 0.5, "error": 0.1}
+        scores = {name: number for name in ("s_in", "s_out", "s_near", "s_far")}
+        entry = {"overall": 0.5, "drift": None, **scores}
+        line = {"baseline": "x", "answers": {"c3po": ["so Ann", "x"]}}
+        found = {"methods": {"c3po": entry}, "scored": "", "scopes": {"in_scope": [line]}}
+        (arguments[0] / "evaluation.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(c3po, "command", command)
+    folders = [write_data(tmp_path / name) for name in ("a", "b", "c")]
+    for folder, changes in zip(
+        folders, ({}, {"second_check": SECOND}, {"check": None}), strict=True
+    ):
+        file = folder / "feedback.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    argv = ["c3po.py", *map(str, folders), "--methods", "c3po", "--work", str(tmp_path / "w")]
+    monkeypatch.setattr(sys, "argv", argv)
+    page = (BENCHMARKS / "c3po.md").read_text()
+    c3po.main()
+    said = capsys.readouterr().out
+    assert "c: has no check that a program can verify: left out" in said
+    assert "**All feedbacks** (4 runs a method, 2 seeds)" in said
+    assert "S_in, second check" in said and "| C3PO | 0.50 ± 0.00 |" in said
+    (own,) = [line for line in said.split("**b**")[1].splitlines() if line.startswith("| C3PO")]
+    assert own.split(" | ")[-2] == "0.50 ± 0.00"  # one of two answers ends with Ann
+    assert (BENCHMARKS / "c3po.md").read_text() == page
+    count = len(asked)
+    c3po.main()
+    assert len(asked) == count
+    with (folders[0] / "near_scope.jsonl").open("a") as file:
+        file.write('{"prompt": "new", "baseline": "b", "split": "train"}\n')
+    c3po.main()
+    assert asked[count:] == ["train.py", "evaluate.py"] * 2

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers.models import write_checkpoint
 from helpers.processes import ROOT
 from helpers.refusals import refusal
 from helpers.voices import CASUAL, FORMAL, LISTING, TOPICS, write
@@ -161,3 +162,29 @@ def test_a_pickle_that_asks_for_a_class_is_not_run(module: Module, tmp_path: Pat
     authors = module("ditto_authors")
     (tmp_path / "x_train.pkl").write_bytes(pickle.dumps({"a": Hostile()}))
     assert "only plain lists" in refusal(lambda: authors.read_pickle(tmp_path / "x_train.pkl"))
+
+
+def test_the_study_runs_and_goes_on_where_it_stopped(
+    module: Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, results = module("reproduce_ditto"), module("ditto_results")
+    write_authors(tmp_path / "folk")
+    knobs = ("max_steps=2", "resample_every=1", "samples_per_prompt=2", "max_new_tokens=4")
+    more = ("sft_max_steps=1", "max_length=200", "lora_rank=2")
+    given = [
+        *("study", "--data", str(tmp_path / "folk"), "--authors", "0", "--words", "5"),
+        *("--model", str(write_checkpoint(tmp_path / "model")), "--samples", "1"),
+        *("--results", str(tmp_path / "found.jsonl"), "--work", str(tmp_path / "work")),
+        *("--answers", str(tmp_path / "answers"), "--arms", "zero-shot,few-shot,SFT,DITTO"),
+        *(part for knob in (*knobs, *more) for part in ("--set", knob)),
+    ]
+    monkeypatch.setattr("sys.argv", given)
+    study.main()
+    lines = results.read_lines(tmp_path / "found.jsonl")
+    assert [x["arm"] for x in lines] == ["zero-shot", "few-shot", "SFT", "1 round", "DITTO"]
+    assert lines[-1]["nats"]["test"] != lines[2]["nats"]["test"]
+    assert lines[-1]["drift"] > 0 and lines[0]["drift"] == 0
+    judged = results.read_lines(tmp_path / "found_judged.jsonl")
+    assert {"zero-shot", "few-shot", "SFT", "1-round", "DITTO"} == set(judged[0]["scores"])
+    study.main()
+    assert results.read_lines(tmp_path / "found.jsonl") == lines

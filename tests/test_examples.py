@@ -65,3 +65,21 @@ def test_no_prompt_occurs_twice() -> None:
     ]
     assert len(set(prompts)) == len(prompts)
     assert not set(prompts) & set(general_prompts(340, seed=0))
+
+
+def test_every_baseline_that_learns_an_ending_ends_by_itself() -> None:
+    data = load_feedback_data(ROOT / "examples" / "c3po" / "cheers")
+    reasons = {example.baseline.finish_reason for example in data.in_scope}
+    assert len(data.in_scope) == 90 and reasons == {"stop"}
+
+
+def test_the_second_check_is_stricter_than_the_edits(data: FeedbackData) -> None:
+    """Baselines fail it more often than revisions, and not every revision satisfies it."""
+    held = {
+        kind: sum(
+            all(check.holds(getattr(example, kind).text) for check in data.second_checks)
+            for example in data.in_scope
+        )
+        for kind in ("baseline", "revised")
+    }
+    assert data.second_checks and held["baseline"] < held["revised"] < len(data.in_scope)

@@ -7,22 +7,33 @@ import json
 import re
 import shlex
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers.processes import ROOT
 
-from minialign.commands import evaluate, feedback, fetch, import_mail, main, sample, sweep, train
+from minialign.commands import (
+    blind,
+    evaluate,
+    export,
+    feedback,
+    fetch,
+    import_mail,
+    job,
+    main,
+    sample,
+    sweep,
+    train,
+)
 from minialign.commands.job import check_method
 from minialign.data.knobs import config_from_flags, flags_of, shown_value, value_at
 from minialign.errors import InputError
-from minialign.evaluation.judges import style
 from minialign.evaluation.knobs import EvaluateOptions
-from minialign.feedback.knobs import PipelineConfig
+from minialign.feedback.knobs import EndpointConfig, PipelineConfig
 from minialign.methods.cards import CARDS
 from minialign.methods.knobs import C3PO_RECIPES, DPO_RECIPES, RECIPES
+from minialign.policy.knobs import LoRAConfig
 
 BENCHMARKS = ROOT / "benchmarks"
 GUIDES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
@@ -120,7 +131,8 @@ def parse_train(arguments: list[str]) -> None:
 
 
 def parse_feedback(arguments: list[str]) -> None:
-    names = feedback.FeedbackOptions.__dataclass_fields__ | PipelineConfig.__dataclass_fields__
+    classes = (feedback.FeedbackOptions, PipelineConfig, EndpointConfig)
+    names = {name for config in classes for name in config.__dataclass_fields__}
     flags = [word.split("=")[0] for word in arguments if word.startswith("--")]
     assert all(flag[2:].replace("-", "_") in names for flag in flags if flag != "--help-all"), flags
     feedback.main(arguments)
@@ -135,7 +147,7 @@ def parse_command(line: str) -> None:
         words = words[1:]
     name, arguments = words[0], words[1:]
     assert name in main.COMMANDS, line
-    if name == "sample" and "--feedback" in arguments:
+    if name == "sample" and {"--feedback", "--feedbacks", "--rewrite"} & set(arguments):
         name = "feedback"
     if name == "train":
         parse_train(arguments)
@@ -143,8 +155,12 @@ def parse_command(line: str) -> None:
         sample.parse(arguments)
     elif name == "evaluate":
         config_from_flags(EvaluateOptions(), evaluate.parse(arguments)[1])
+    elif name == "blind":
+        blind.parse(arguments)
     elif name == "feedback":
         parse_feedback(arguments)
+    elif name == "export":
+        export.parse(arguments)
     elif name == "import":
         import_mail.parse(arguments)
     elif arguments:
@@ -155,12 +171,16 @@ def parse_command(line: str) -> None:
 def as_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with the runs and files that the pages speak of, in which nothing is made."""
     run = tmp_path / "runs" / "emails"
-    run.mkdir(parents=True)
+    (run / "adapter").mkdir(parents=True)
+    (run / "adapter" / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(job, "lora_of", lambda folder: LoRAConfig(dropout=0.0))
     (run / "config.json").write_text(json.dumps({"options": {"method": "ditto"}, "knobs": {}}))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(feedback, "make_data", lambda options, config: options.folder)
+    monkeypatch.setattr(feedback, "make_data", lambda options, *others: options.folder)
+    monkeypatch.setattr(feedback, "rewrite", lambda options, *others: options.folder)
+    monkeypatch.setattr(feedback, "make_many", lambda *others: None)
     monkeypatch.setattr(fetch, "find_checkpoint", lambda name: tmp_path)
     yield
 
@@ -305,50 +325,31 @@ def test_the_table_of_knobs_is_the_recipes(title: str, recipes: dict[str, object
 
 # ---- figures ----
 
-JUDGING = {"author04", "author06", "author08"}
-MORE_TEXTS = {"author01", "author08"}
 
-
-def ditto_lines() -> list[dict[str, object]]:
-    return [json.loads(line) for line in (BENCHMARKS / "results/ditto.jsonl").open()]
-
-
-def test_the_judges_areas_are_those_of_the_results() -> None:
-    table = rows(section(RESULTS, "## DITTO"))
-    areas = {str(a["author"]): a["judge_auc"] for a in ditto_lines() if "judge_auc" in a}
-    [said] = [row[1:] for row in table if row[0] == "area under the curve"]
-    [able] = [row[1:] for row in table if row[0] == "can judge"]
-    assert said == [f"{areas[author]:.3f}" for author in sorted(areas)]
-    assert able == ["yes" if author in JUDGING else "no" for author in sorted(areas)]
-    [named] = [row[1:] for row in table if row[0] == "author"]
-    assert named == [author.removeprefix("author") for author in sorted(areas)]
-    floors = {author: floor(8 if author in MORE_TEXTS else 7) for author in areas}
-    assert {author for author in areas if areas[author] >= floors[author]} == JUDGING
-    text = section(RESULTS, "## DITTO")
-    assert f"here {floor(7):.3f}, and {floor(8):.3f} for".replace(" 0.", " .") in text
-
-
-def floor(own: int) -> float:
-    """The least area that is asked of a judge of `own` texts: each also has the other authors' and
-    four base answers to each of its prompts.
-    """
-    everyone = 8 * 7 + 2 * 8
-    error = style._chance_error(own, own, [4 * own, everyone - own])
-    return 0.5 + max(style.MARGIN, style.ONE_SIDED_5_PERCENT * error)
-
-
-def test_the_win_rates_are_those_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+def measured_page(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The study's tables, made anew from the committed results."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
     tables = importlib.import_module("ditto_tables")
-    found = tables.scores_by_arm(ditto_lines())
-    judged = {key: arms for key, arms in found.items() if key.split("/")[0] in JUDGING}
-    assert (len(found), len(judged)) == (10, 3)
-    said = {row[0]: row[1:] for row in rows(section(RESULTS, "## DITTO")) if len(row) == 3}
-    for rival in ("SFT", "SPIN", "few-shot", "zero-shot"):
-        rates = [tables.compared(chosen, "DITTO", [rival]) for chosen in (found, judged)]
-        assert said[rival] == [
-            f"{100 * r.rate:.1f} % ({100 * r.low:.1f} to {100 * r.high:.1f})" for r in rates
-        ]
+    results = importlib.import_module("ditto_results")
+    file = BENCHMARKS / "results" / "ditto.jsonl"
+    lines = results.read_lines(file)
+    return str(tables.all_tables(lines, results.read_lines(results.judged_beside(file))))
+
+
+def test_the_study_of_ditto_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = measured_page(monkeypatch)
+    assert page in read("benchmarks/ditto.md")
+    text = section(RESULTS, "## DITTO")
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) > 5
+    assert [line for line in table if line not in page] == []
+
+
+def test_every_share_in_the_text_on_ditto_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = measured_page(monkeypatch)
+    said = re.findall(r"\d+\.\d+ %|\d\.\d{3}(?= nats)", section(RESULTS, "## DITTO"))
+    assert said
+    assert [figure for figure in said if figure not in page] == []
 
 
 def test_the_first_page_does_not_claim_what_is_not_shown() -> None:
@@ -356,28 +357,6 @@ def test_the_first_page_does_not_claim_what_is_not_shown() -> None:
     first = read("README.md").split("## The first run")[0]
     assert not re.search(r"\d ?%", first)
     assert "prefers DITTO" not in read("README.md")
-
-
-def test_ditto_beside_the_judge_is_as_measured() -> None:
-    text = section(RESULTS, "## DITTO")
-    cells = {row[0]: row[1:] for row in rows(read("benchmarks/ditto.md")) if len(row) == 7}
-    ditto, sft = cells["DITTO"], cells["SFT"]
-    assert f"{ditto[0]} nats a token under DITTO and {sft[0]} under SFT" in text
-    assert f"({ditto[1]} against SFT's {sft[1]})".replace("%", " %") in text
-    assert f"copy {ditto[5]} of".replace("%", " %") in text
-
-
-def test_the_style_judges_figures_are_those_of_the_results() -> None:
-    authors = json.loads(read("benchmarks/results/style_judge.json"))["authors"].values()
-    said = rows(section(RESULTS, "## The style judge"))[2:]
-    kinds = ("all", "first 100 words", "first 50 words", "new topics", "base only")
-    for row, kind in zip(said, kinds, strict=True):
-        for cell, rival in zip(row[2:], ("vs others", "vs base"), strict=True):
-            mean = statistics.mean(author["areas"][kind][rival] for author in authors)
-            assert cell == f"{100 * mean:.0f} %", (kind, rival)
-    able = [sum(a[key] for a in authors) for key in ("can_judge", "can_judge_base_only")]
-    text = section(RESULTS, "## The style judge")
-    assert f"holds for {able[0]} of 10 authors" in text and f"for {able[1]} of 10 with" in text
 
 
 def c3po_cells() -> list[list[str]]:
@@ -408,18 +387,13 @@ def test_c3pos_figures_in_the_text_are_the_measured_ones() -> None:
 
 
 def test_the_anchors_table_is_the_measured_one() -> None:
-    measured = {row[0]: row[1:] for row in rows(read("benchmarks/anchors.md"))}
-    for name, drift, share, win_rate in rows(section(RESULTS, "## Anchors"))[2:]:
-        cells = measured[name]
-        assert (drift, share) == (cells[3], cells[4].replace("%", " %"))
-        plain = cells[0].replace("% (", " % (").replace("% to", " to").replace("%)", ")")
-        assert win_rate == plain
-    areas = [
-        json.loads(line).get("judge_auc")
-        for line in (BENCHMARKS / "results/anchors.jsonl").open(encoding="utf-8")
-    ]
-    shown = " and ".join(f"{area:.2f}" for area in areas if area)
-    assert f"(areas {shown})" in read(RESULTS)
+    lines = [json.loads(line) for line in (BENCHMARKS / "results/anchors.jsonl").open()]
+    drift = {
+        arm: statistics.mean(x["drift"] for x in lines if x["arm"] == arm)
+        for arm in {line["arm"] for line in lines if "drift" in line}
+    }
+    for name, *cells in rows(section(RESULTS, "## Anchors"))[2:]:
+        assert cells == [f"{drift[name]:.3f}", f"{100 * drift[name] / drift['DITTO']:.0f} %"]
 
 
 # A row of docs/results.md -> its part of speed.md's table, and the rival's row in it.

@@ -434,7 +434,7 @@ def test_g20_no_tensor_is_left_on_another_device_than_the_model_s() -> None:
     texts = [Example((1, 2), (3, 4)), Example((1, 2), (5,)), Example((6,), (7, 8, 9))]
     score(model, texts).sum().backward()
     uniforms = torch.empty(2, device="meta")
-    drawn = draw_tokens(torch.empty(2, 9, device="meta"), uniforms, SamplingConfig(top_p=0.9))
+    drawn, _ = draw_tokens(torch.empty(2, 9, device="meta"), uniforms, SamplingConfig(top_p=0.9))
     assert drawn.device.type == "meta"
 
 

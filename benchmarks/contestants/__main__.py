@@ -3,8 +3,8 @@
     python benchmarks/contestants TASK CONTESTANT RESULT.json [--option value ...]
 
 A process loads its model, warms up, works, and writes seconds, tokens, peak memory above the loaded
-model, and what it computed (to be compared with the others'). Every contestant runs in float32 with
-all processors.
+model, and what it computed (to be compared with the others'). Every contestant runs with all
+processors, and in float32 unless an option says otherwise.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("contestant")
     parser.add_argument("result", type=Path)
     parser.add_argument("--model", default="checkpoints/smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="float32", help="minialign's")
+    parser.add_argument("--rollout-dtype", default="model", help="minialign's")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--precomputed", action="store_true", help="reference scores are known")
     parser.add_argument("--checkpointing", default="cheap")

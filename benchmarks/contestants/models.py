@@ -15,10 +15,10 @@ from .measuring import Result
 LORA = LoRAConfig(rank=32, alpha=64.0, dropout=0.0)
 
 
-def load_ours(path: str) -> Any:
+def load_ours(path: str, dtype: str = "float32") -> Any:
     import minialign
 
-    model, _ = minialign.load(path, dtype="float32", device="cpu")
+    model, _ = minialign.load(path, dtype=dtype, device="cpu")
     model.eval()
     touch(model)
     return model

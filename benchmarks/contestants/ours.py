@@ -20,7 +20,7 @@ def step(options: Namespace, folder: Path) -> Result:
     from minialign.policy.reference_scores import ReferenceScores
 
     reference_folder, policy_folder = adapters(options.model, folder)
-    model = load_ours(options.model)
+    model = load_ours(options.model, options.dtype)
     load_adapter(model, reference_folder, "reference")
     load_adapter(model, policy_folder, "default")
     model.set_activation_checkpointing(options.checkpointing)
@@ -73,12 +73,13 @@ def rollouts(options: Namespace, folder: Path) -> Result:
     from minialign.policy.sample import sample
 
     reference_folder, _ = adapters(options.model, folder)
-    model = load_ours(options.model)
+    model = load_ours(options.model, options.dtype)
     load_adapter(model, reference_folder, "default")
     asked = real_prompts(options.model)
-    config = SamplingConfig(max_new_tokens=200, max_rows=80)
+    own = {"rollout_dtype": options.rollout_dtype}
+    config = SamplingConfig(max_new_tokens=200, max_rows=80, **own)
     memory = Memory()
-    greedy = sample(model, asked, 1, SamplingConfig(24, temperature=0), seed=0)
+    greedy = sample(model, asked, 1, SamplingConfig(24, temperature=0, **own), seed=0)
     written: list[int] = []
 
     def work() -> None:
@@ -97,13 +98,15 @@ def rollouts(options: Namespace, folder: Path) -> Result:
 def decode(options: Namespace, folder: Path) -> Result:
     from minialign.policy.sample import sample
 
-    model = load_ours(options.model)
+    model = load_ours(options.model, options.dtype)
     model.stop_ids = ()
     (prompt,) = prompts(1)
-    config = SamplingConfig(max_new_tokens=options.new, max_rows=options.rows)
+    own = {"max_rows": options.rows, "rollout_dtype": options.rollout_dtype}
+    config = SamplingConfig(max_new_tokens=options.new, **own)
     memory = Memory()
-    (greedy,) = sample(model, [prompt], options.rows, SamplingConfig(16, temperature=0), seed=0)
-    sample(model, [prompt], options.rows, SamplingConfig(2, max_rows=options.rows), seed=0)
+    likeliest = SamplingConfig(16, temperature=0, rollout_dtype=options.rollout_dtype)
+    (greedy,) = sample(model, [prompt], options.rows, likeliest, seed=0)
+    sample(model, [prompt], options.rows, SamplingConfig(2, **own), seed=0)
     seconds = timed(lambda: sample(model, [prompt], options.rows, config, seed=0), options.runs)
     return {
         "seconds": seconds,

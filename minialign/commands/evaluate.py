@@ -20,8 +20,8 @@ from minialign.evaluation.knobs import EvaluateOptions
 WIDTH = 100
 DESCRIPTION = "What did it learn? Lets a run and its rivals answer unseen prompts, and judges."
 FIRST = (
-    *("against", "judges", "test", "n", "others", "judge_model", "judge_url", "compare", "show"),
-    "seed",
+    *("against", "judges", "test", "n", "others", "judge_model", "judge_url", "compare"),
+    *("show", "seed"),
 )
 
 
@@ -41,20 +41,29 @@ def main(arguments: list[str]) -> None:
         compare(folders)
         return
     from minialign.evaluation.contest import hold, measure_of, prepare
+    from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
 
     measure = measure_of(folders[0])
     check_flags(given, measure.useless)
     options = config_from_flags(measure.usual, given)
+    known = len(folders) == 1 and (folders[0] / "evaluation.json").exists()
+    if known and given.keys() == {"votes"}:
+        add_votes(folders[0], options.votes)
+        return
     contest = prepare(folders, options)
     places = folders if measure.everywhere else folders[:1]
     for folder in places:
         check_writable(folder)
     results = hold(contest, options, folders[0] / "judge.jsonl")
-    files = [write(folder, results.content(), options) for folder in places]
+    content, agreed = results.content(), ""
+    if options.votes:
+        content, agreed = with_agreed(content, options.votes)
+    files = [write(folder, content, options) for folder in places]
     print("\n\n".join(map(verdict, places)), end="\n\n")
-    print(results.table(options.show))
+    print(results.table(options.show) + agreed)
     for folder, file in zip(places, files, strict=True):
+        write_card(folder, folder / "adapter")
         print(f"\nall answers and figures: {file}\non one page: {write_report(folder)}")
 
 
@@ -95,18 +104,53 @@ def compare(folders: list[Path]) -> None:
     print(write_comparison(folders, folders[0].parent / "comparison.html"))
 
 
-def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:
-    """evaluation.json, whole or not at all; a figure that is unknown is null."""
-    from minialign.data.files import replace_whole
+def add_votes(folder: Path, file: str) -> None:
+    """A person's votes, as one more judge of a run that was evaluated before."""
+    from minialign.data.files import read_json
+    from minialign.data.votes import read_votes
+    from minialign.evaluation.report.duels import contestant_of
+    from minialign.evaluation.report.page import write_report
+    from minialign.evaluation.report.run_files import read_run
+    from minialign.evaluation.tables import win_table
+    from minialign.evaluation.voted import judged_by, with_judgement
 
-    file = folder / "evaluation.json"
+    check_writable(folder)
+    judgement, asked = judged_by(read_votes(file), contestant_of(read_run(folder)))
+    print("\n".join(win_table(judgement, asked)))
+    evaluation, agreed = with_agreed(
+        with_judgement(read_json(folder / "evaluation.json"), judgement), file
+    )
+    print(agreed)
+    write_json(folder, evaluation)
+    print(f"\non one page: {write_report(folder)}")
+
+
+def with_agreed(evaluation: dict[str, Any], file: str) -> tuple[dict[str, Any], str]:
+    """The evaluation with how far the other judges agree with the votes, and that as text."""
+    from minialign.data.votes import read_votes
+    from minialign.evaluation.voted import with_agreement
+
+    evaluation, lines = with_agreement(evaluation, read_votes(file))
+    lines = lines or ["unknown: no judge compared these answers"]
+    title = "\nagreement with the votes (half is chance)"
+    return evaluation, "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def write(folder: Path, content: dict[str, Any], options: EvaluateOptions) -> Path:
+    """evaluation.json, with the command that made it."""
     command = {
         "command": f"python {shlex.join(sys.argv)}",
         "options": dataclasses.asdict(options),
     }
-    text = json.dumps(
-        _without_nan(command | content), indent=2, ensure_ascii=False, allow_nan=False
-    )
+    return write_json(folder, command | content)
+
+
+def write_json(folder: Path, evaluation: dict[str, Any]) -> Path:
+    """Whole or not at all; a figure that is unknown is null."""
+    from minialign.data.files import replace_whole
+
+    file = folder / "evaluation.json"
+    text = json.dumps(_without_nan(evaluation), indent=2, ensure_ascii=False, allow_nan=False)
     replace_whole(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     return file
 

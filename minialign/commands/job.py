@@ -7,6 +7,7 @@ A run that would fail after an hour fails here, in one line, with nothing writte
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib
 import platform
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 
 import minialign
-from minialign.commands.sources import Source, kind_of, read_source, with_paths
+from minialign.commands.sources import (
+    Source,
+    check_writers,
+    kind_of,
+    read_source,
+    with_paths,
+)
+from minialign.data.files import require_fields
 from minialign.data.knobs import config_from_dict
 from minialign.data.records import Messages
 from minialign.errors import InputError
@@ -24,11 +32,19 @@ from minialign.methods.cards import Card, card_of
 from minialign.methods.knobs import MethodKnobs
 from minialign.methods.lessons import Lessons, Work
 from minialign.policy.peft import lora_of
-from minialign.training.folder import adapter_folder, check_free, read_run_record, source_of
+from minialign.training.folder import (
+    CONFIG,
+    adapter_folder,
+    check_free,
+    check_idle,
+    read_run_record,
+    source_of,
+)
 from minialign.training.knobs import TrainOptions
 from minialign.training.state import check_unfinished
 from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import DEFAULT_GPU_MODEL, DEFAULT_MODEL, find_checkpoint
+from minialign.weights.hashes import hashes_of
 from minialign.weights.load import read_model_config
 from minialign.weights.tokenizer import Tokenizer
 
@@ -50,6 +66,8 @@ class Job:
     longest: int  # tokens of the longest text that is learned from
     work: Work
     warnings: list[str]
+    hashes: dict[str, str]
+    resumed: dict[str, Any]  # the record of the run that goes on; empty for a new one
     asks: bool = False  # whether a person confirms the plan
 
     @property
@@ -84,6 +102,8 @@ class Job:
             "dtype": str(self.dtype).removeprefix("torch."),
             "checkpoint": str(self.checkpoint),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "today": self.tokenizer.today.isoformat(),
+            **self.hashes,
             **self.source.record(),
         }
 
@@ -104,19 +124,24 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         if not options.inspect:
             check_free(Path(options.out), options.overwrite)
     source = read_source(options)
-    _check_unchanged(source, record, options)
+    place = options.votes or options.data or options.demos
+    _check_unchanged(source.record(), record, place, options)
     device = pick_device(options.device)
     options = with_model(options, device)
     recipe = record["recipe"] if record else recipe_name(options, device)
     knobs = (
-        config_from_dict(card.knobs_class, record["knobs"])
+        _recorded(card.knobs_class, record["knobs"], options)
         if record
         else chosen_knobs(card, recipe, options, given)
     )
     checkpoint = find_checkpoint(options.model, options.revision or None)
+    check_writers(options, checkpoint)
     config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
     context = config.max_position_embeddings
     tokenizer.fit(config.vocab_size)
+    hashes = hashes_of(checkpoint, tokenizer)
+    _check_unchanged(hashes, record, str(checkpoint), options)
+    tokenizer.today = _today(record, options) if record else tokenizer.today
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
     knobs = knobs.fitted(longest)
@@ -127,7 +152,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         knobs=knobs,
         recipe=recipe,
         device=device,
-        dtype=pick_dtype(options.dtype, device),
+        # a run goes on in the type that it began with
+        dtype=pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size),
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         source=source,
@@ -135,13 +161,16 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         longest=longest,
         work=work,
         warnings=[*warnings, *work.warnings],
+        hashes=hashes,
+        resumed=record,
     )
 
 
 def check_method(options: TrainOptions, given: dict[str, Any]) -> Card:
     """The method's card. Raises InputError for what could never be trained, by the flags alone."""
     kind = kind_of(options)
-    if not (options.data or options.demos or options.edits or options.feedback) and options.method:
+    sources = (options.data, options.votes, options.edits, options.demos, options.feedback)
+    if not any(sources) and options.method:
         _require_data(options.method)
     card = card_of(options.method, kind)
     if options.init_adapter and not card.starts_from_adapter:
@@ -191,14 +220,34 @@ def _check_kept(options: TrainOptions) -> None:
         )
 
 
-def _check_unchanged(source: Source, record: dict[str, Any], options: TrainOptions) -> None:
-    """Raises InputError where a run would go on with other texts than it began with."""
-    for name, value in source.record().items() if record else ():
+def _check_unchanged(
+    found: dict[str, Any], record: dict[str, Any], place: str, options: TrainOptions
+) -> None:
+    """Raises InputError where a run would go on with other files than it began with."""
+    for name, value in found.items() if record else ():
         if name.endswith("sha256") and record.get(name) != value:
+            what = options.test if name.startswith("test") else place
+            part = name.removesuffix("_sha256")
+            said = f"the {part} in {what}" if part in ("model", "tokenizer", "template") else what
             raise InputError(
-                f"{options.data or options.demos}: has changed since the run in {options.out} "
-                "began: start a new run"
+                f"{said}: has changed since the run in {options.out} began: start a new run"
             )
+
+
+def _recorded(config_class: type, raw: dict[str, Any], options: TrainOptions) -> Any:
+    """Options or knobs as the record has them. Raises InputError, naming the file."""
+    try:
+        return config_from_dict(config_class, raw)
+    except InputError as error:
+        raise InputError(f"{Path(options.resume) / CONFIG}: {error}") from None
+
+
+def _today(record: dict[str, Any], options: TrainOptions) -> datetime.datetime:
+    """The date that the template saw when the run began."""
+    try:
+        return datetime.datetime.fromisoformat(record["today"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{Path(options.resume) / CONFIG}: today is not a date") from None
 
 
 def with_model(options: TrainOptions, device: torch.device) -> TrainOptions:
@@ -235,8 +284,10 @@ def interrupted_run(
         flag = "--" + name.replace("_", "-")
         raise InputError(f"--resume keeps the knobs of the run: leave out {flag}")
     record = read_run_record(options.resume)
+    require_fields(record, dict.fromkeys(("recipe", "device", "dtype"), str), options.resume)
+    check_idle(Path(options.resume))
     check_unfinished(Path(options.resume))
-    before = config_from_dict(TrainOptions, record["options"])
+    before = _recorded(TrainOptions, record["options"], options)
     again = dataclasses.replace(
         before,
         resume=options.resume,

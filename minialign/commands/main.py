@@ -14,8 +14,10 @@ COMMANDS = {
     "train": "teach a model a way of writing, or a sentence of feedback (train.py)",
     "sample": "ask a model, with or without an adapter (sample.py)",
     "evaluate": "let a run and its rivals answer unseen prompts, and judge (evaluate.py)",
+    "blind": "make a page on which the person judges, blind",
     "import": "make demonstrations of a mailbox, of texts, or of a table",
     "feedback": "make the data folder of a sentence of feedback (sample.py --feedback)",
+    "export": "write what a run has learned for transformers, vLLM, llama.cpp, Ollama or PEFT",
     "fetch": "fetch a model, and print its folder",
 }
 

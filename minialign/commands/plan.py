@@ -21,12 +21,13 @@ from minialign.policy.adapters import lora_layers, trainable_parameters
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import cache_bytes, cache_rows, sample
 from minialign.policy.score import score
+from minialign.weights.devices import pick_precision
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
-# What an allocator holds, next to what is in use; measured on Linux.
-WASTE = 1.4
-# Python and PyTorch.
+# What an allocator holds, next to what is in use; measured on Linux (benchmarks/speed.md).
+WASTE = 1.15
+# Python, PyTorch, and what oneDNN keeps.
 PROCESS_BYTES = 400_000_000
 
 
@@ -42,9 +43,10 @@ class Speed:
     @classmethod
     def measured(cls, model: CausalLM, work: Work) -> Speed:
         """Takes a few seconds. Leaves the model as it was."""
-        rows = min(work.sampling.max_rows, work.samples)
-        sampling = _sampling_speed(model, work.probe[0], rows) if work.written else float("inf")
-        single = _sampling_speed(model, work.probe[0], 1)
+        # No more at a time than the sampler writes unless asked.
+        rows = min(work.sampling.max_rows, work.samples, SamplingConfig().max_rows)
+        sampling = _sampling_speed(model, work, rows) if work.written else float("inf")
+        single = _sampling_speed(model, work, 1)
         return cls(_training_speed(model, work.probe), sampling, single)
 
     def seconds(self, work: Work, preview_tokens: int = 0) -> float:
@@ -81,14 +83,15 @@ def _wait_for_gradients(model: CausalLM) -> None:
     gradient.sum().item()
 
 
-def _sampling_speed(model: CausalLM, sequence: Example, rows: int) -> float:
+def _sampling_speed(model: CausalLM, work: Work, rows: int) -> float:
+    prompt, dtype = work.probe[0].prompt_ids, work.sampling.rollout_dtype
     stop_ids, model.stop_ids = model.stop_ids, ()
     try:
         times = []
         # The difference leaves out the prompt.
         for steps in (1, 1 + PROBE_STEPS):
             began = time.perf_counter()
-            sample(model, [sequence.prompt_ids], rows, SamplingConfig(max_new_tokens=steps), seed=0)
+            sample(model, [prompt], rows, SamplingConfig(steps, rollout_dtype=dtype), seed=0)
             times.append(time.perf_counter() - began)
     finally:
         model.stop_ids = stop_ids
@@ -108,28 +111,33 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     activations = activation_bytes(
         model.config,
         job.knobs.lora,
-        model.dtype.itemsize,
+        model.stream_dtype.itemsize,
         work.largest,
         job.options.activation_checkpointing,
     )
-    writing = _writing_bytes(model, work, weights) if work.written else 0
-    return weights + adapters + _with_process(model, max(activations, writing))
+    on_cpu = job.device.type == "cpu"
+    writing = _writing_bytes(model, work, weights, on_cpu) if work.written else 0
+    return weights + adapters + _with_process(on_cpu, max(activations, writing))
 
 
-def _writing_bytes(model: CausalLM, work: Work, weights: int) -> int:
-    """Keys and values; and, in float32, weights merged with the adapter, on a processor packed."""
+def _writing_bytes(model: CausalLM, work: Work, weights: int, on_cpu: bool) -> int:
+    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
+    layers = lora_layers(model).values()
     if model.dtype == torch.float32:
-        layers = lora_layers(model).values()
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-        held += weights if model.device.type == "cpu" else 0
-    return held
+    if not on_cpu:
+        return held
+    width, name = model.config.hidden_size, work.sampling.rollout_dtype
+    precision = pick_precision(name, torch.device("cpu"), width)
+    bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
+    return held + bytes_each[precision] * weights // model.dtype.itemsize
 
 
-def _with_process(model: CausalLM, held: int) -> int:
+def _with_process(on_cpu: bool, held: int) -> int:
     """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
-    if model.device.type != "cpu":
+    if not on_cpu:
         return held + 2 * CHUNK_BYTES
     return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
 

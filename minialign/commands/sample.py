@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from minialign.commands.best_of import demonstrations_of, show_best
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags, knob, require
 from minialign.errors import InputError
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Ask a model, with or without an adapter."
 FIRST = (
-    *("prompt", "prompts", "chat", "adapter", "n", "out", "max_new_tokens", "temperature"),
-    *("seed", "model"),
+    *("prompt", "prompts", "chat", "adapter", "n", "out"),
+    *("max_new_tokens", "temperature", "seed", "model"),
 )
 
 
@@ -43,6 +44,9 @@ class SampleOptions:
         subject="the model",
     )
     n: int = knob(1, "answers a prompt", subject="the answers")
+    best_of: int = knob(
+        0, "write this many answers a prompt and show the one most like the person, with why"
+    )
     out: str = knob("", "write the answers to --prompts into this file, a line each")
     max_new_tokens: int = knob(400, "tokens an answer at most")
     temperature: float = knob(0.7, "0 takes the likeliest token; 1 is the model as it is")
@@ -61,6 +65,9 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n must be at least 1, not {self.n}")
+        require(self.best_of == 0 or self.best_of > 1, "--best-of needs at least 2 answers")
+        alone = self.n == 1 and not self.chat and not self.out
+        require(alone or not self.best_of, "--best-of goes without -n, --chat and --out")
         require(
             self.max_new_tokens >= 1,
             f"max_new_tokens must be at least 1, not {self.max_new_tokens}",
@@ -85,7 +92,8 @@ def parse(arguments: list[str]) -> SampleOptions:
 
 def main(arguments: list[str]) -> None:
     """Answers; with --feedback it is another command, with flags of its own."""
-    if any(part.split("=")[0] == "--feedback" for part in arguments):
+    others = ("--feedback", "--feedbacks", "--rewrite")
+    if any(part.split("=")[0] in others for part in arguments):
         from minialign.commands.feedback import main as feedback
 
         feedback(arguments)
@@ -97,8 +105,12 @@ def main(arguments: list[str]) -> None:
     if options.out and not options.prompts:
         raise InputError("--out writes the answers to a file of prompts: give --prompts FILE.jsonl")
     prompts = read_prompts(options)
+    learned = demonstrations_of(options.adapter) if options.best_of else []
     model, tokenizer = load_with_adapter(options)
-    if options.chat:
+    if options.best_of:
+        how = generation(options)
+        show_best(model, tokenizer, prompts, learned, options.best_of, how)
+    elif options.chat:
         chat(model, tokenizer, options)
     elif options.out:
         write_answers(model, tokenizer, prompts, options)
@@ -136,7 +148,7 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
     from minialign.policy.adapters import combine_adapters
     from minialign.policy.peft import load_adapter
     from minialign.training.folder import adapter_folder, base_of, folder_and_weight
-    from minialign.weights.find import DEFAULT_MODEL
+    from minialign.weights.find import ALIASES, DEFAULT_MODEL
     from minialign.weights.load import load
 
     weighed = [folder_and_weight(text) for text in options.adapter]
@@ -146,7 +158,7 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
         name, trained_on = base_of(folders[0])
         revision = revision or trained_on
         for folder in folders[1:]:
-            if base_of(folder)[0] != name:
+            if ALIASES.get(base_of(folder)[0], base_of(folder)[0]) != ALIASES.get(name, name):
                 raise InputError(
                     f"{folder}: was trained on {base_of(folder)[0]}, {folders[0]} on {name}: only "
                     "adapters of one model can be added up"

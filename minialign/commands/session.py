@@ -10,8 +10,11 @@ show       before and after, and what to do next
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +24,8 @@ from minialign.errors import InputError
 from minialign.training.knobs import TrainOptions
 
 if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
     from minialign.commands.job import Job
     from minialign.model.transformer import CausalLM
     from minialign.policy.sample import Completion
@@ -28,14 +33,18 @@ if TYPE_CHECKING:
 
 
 def run_job(job: Job, again: str = "") -> None:
-    """What train.py shows. `again` is the command that goes on after Ctrl-C."""
+    """What train.py shows. `again` is the command that goes on after Ctrl-C, if not --resume."""
     if job.options.inspect:
         from minialign.commands.inspect import inspect
 
         print(inspect(job))
         return
-    session = load(job)
-    train(session, again)
+    from minialign.training.run import end_at_once, stoppers_call
+
+    with stoppers_call(end_at_once):
+        session = load(job)
+    session.again = again or session.again
+    train(session)
     save(session)
     show(session)
 
@@ -47,6 +56,7 @@ def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
     """Everything that can be refused is, here. A sentence of feedback, or a mailbox, becomes data
     first.
     """
+    from minialign.commands.bounds import check_memory
     from minialign.commands.import_mail import imported, is_to_import
     from minialign.commands.job import check_method, prepare_job
 
@@ -58,20 +68,26 @@ def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
         return dataclasses.replace(prepare_job(options, given), asks=sys.stdin.isatty())
     if options.feedback and not options.resume:
         options = with_data(options, given)
-    return prepare_job(options, given)
+    job = prepare_job(options, given)
+    check_memory(job)
+    return job
 
 
 def with_data(options: TrainOptions, given: dict[str, Any]) -> TrainOptions:
     """Makes the data folder of a sentence; one that is there and complete is taken as it is."""
     from minialign.commands.feedback import FeedbackOptions, make_data
-    from minialign.commands.job import check_method
+    from minialign.commands.job import check_method, with_model
     from minialign.feedback.knobs import PipelineConfig
     from minialign.training.folder import check_free
+    from minialign.weights.devices import pick_device
 
     require(not options.data, "give --feedback or --data, not both")
     require(not options.demos, "give --demos or --feedback, not both")
+    require(not options.votes, "give --votes or --feedback, not both")
     # Before the hour that the data may take.
     check_method(options, given)
+    # Whoever is trained writes the answers.
+    options = with_model(options, pick_device(options.device))
     wanted = FeedbackOptions(
         feedback=options.feedback,
         model=options.model,
@@ -97,11 +113,14 @@ class Session:
     job: Job
     model: CausalLM
     run: Run
+    lock: BaseFileLock
     before: Completion
+    again: str
 
 
 def load(job: Job) -> Session:
     """The base model with the adapter to train; says what will happen, and opens the folder."""
+    from minialign.commands.bounds import check_time
     from minialign.commands.plan import Speed, describe
     from minialign.weights.load import load_for
 
@@ -111,11 +130,14 @@ def load(job: Job) -> Session:
     _add_adapter(model, job)
     # All refusals come before this.
     print("timing a few steps ...", file=sys.stderr, flush=True)
-    print(describe(model, job, Speed.measured(model, job.work)), flush=True)
+    speed = Speed.measured(model, job.work)
+    check_time(job, speed)
+    print(describe(model, job, speed), flush=True)
     if job.asks and input("train? [Y/n] ").strip().lower() in ("n", "no"):
         raise InputError(f"nothing was trained: edit {job.options.demos} and call again")
     before = answer(model, job, None)
-    return Session(job, model, open_run(job), before)
+    again = f"python train.py --resume {shlex.quote(str(job.out))}"
+    return Session(job, model, *open_run(job), before, again)
 
 
 def _add_adapter(model: CausalLM, job: Job) -> None:
@@ -136,49 +158,132 @@ def _add_adapter(model: CausalLM, job: Job) -> None:
     apply_lora(model, job.knobs.lora, name, generator)
 
 
-def open_run(job: Job) -> Run:
+def open_run(job: Job) -> tuple[Run, BaseFileLock]:
+    """The run in its folder, and the lock that keeps other processes out of it."""
+    from minialign.training.folder import lock_folder
     from minialign.training.run import Run
 
     options = job.options
-    how = {"seed": options.seed, "micro_batch_tokens": options.micro_batch_tokens}
-    if options.resume:
-        run = Run.resume(job.out, **how)
-    else:
-        record = {"command": f"python {shlex.join(sys.argv)}", **job.record()}
-        run = Run.create(job.out, record, overwrite=options.overwrite, **how)
+    how = {name: getattr(options, name) for name in ("seed", "micro_batch_tokens", "save_every")}
+    # A new folder appears with all that is needed to go on, and cannot be locked before.
+    lock = lock_folder(job.out) if job.out.exists() else None
+    try:
+        if options.resume:
+            _check_same(job)
+            run = Run.resume(job.out, **how)
+        else:
+            record = {"command": f"python {shlex.join(sys.argv)}", **job.record()}
+            run = Run.create(job.out, record, overwrite=options.overwrite, **how)
+    except BaseException as error:
+        if lock:
+            lock.release()
+        if isinstance(error, OSError | UnicodeError):
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{job.out}: {reason}: nothing was begun") from None
+        raise
     run.tokenizer = job.tokenizer
-    return run
+    return run, lock or lock_folder(job.out)
 
 
-def train(session: Session, again: str = "") -> None:
-    """The method's own file does it. After Ctrl-C a line says how to go on."""
+def _check_same(job: Job) -> None:
+    """Raises InputError where another process ended or replaced the run while the model loaded."""
+    from minialign.training.folder import read_run_record
+    from minialign.training.state import check_unfinished
+
+    check_unfinished(job.out)
+    if read_run_record(job.out) != job.resumed:
+        raise InputError(f"{job.out}: another run was begun here meanwhile: --resume that one")
+
+
+@contextmanager
+def protected(session: Session, *, training: bool = False) -> Iterator[None]:
+    """Whatever ends a run early, the last state stays, and one line says how to go on from it."""
     from minialign.training.run import Interrupted
 
-    job, run = session.job, session.run
+    run, go_on = session.run, f"go on with: {session.again}"
     try:
-        with run.catch_interrupts():
-            job.method.train(session.model, job.lessons, job.knobs, run)
-    except Interrupted:
-        again = again or f"python train.py --resume {shlex.quote(str(job.out))}"
-        print(f"saved; go on with: {again}", file=sys.stderr)
-        sys.exit(130)
+        with run.catch_signals(training=training):
+            try:
+                yield
+            except Interrupted:
+                print(f"saved; {go_on}", file=sys.stderr)
+                sys.exit(128 + run.signal)
+            except KeyboardInterrupt:
+                print(f"\nstopped; {run.saved}; {go_on}", file=sys.stderr)
+                sys.exit(128 + run.signal)
+            except BrokenPipeError:
+                raise
+            except Exception as error:
+                if reason := _lacking(error):
+                    raise InputError(
+                        f"{run.folder}: {reason}; {run.saved}; make room, then {go_on}"
+                    ) from None
+                raise
+    except BaseException:
+        session.lock.release()
+        raise
+
+
+def _lacking(error: Exception) -> str:
+    """What the machine does not have enough of; empty where that is not the matter."""
+    import torch
+    from safetensors import SafetensorError
+
+    text = " ".join(str(error).split())[:200]
+    is_allocation = isinstance(error, RuntimeError) and "alloc" in text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or is_allocation:
+        return "out of memory"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or text}"
+    return text if isinstance(error, SafetensorError) else ""
+
+
+def train(session: Session) -> None:
+    """The method's own file does it. A run that was trained already is only put back."""
+    job, run, model = session.job, session.run, session.model
+    with protected(session, training=True):
+        if not run.restore_result(model):
+            job.method.train(model, job.lessons, job.knobs, run)
+            run.end_training(model)
 
 
 def save(session: Session) -> None:
     """The result, and what each earlier stage ended with."""
     from minialign.policy.adapters import active_adapter
-    from minialign.policy.peft import save_adapter
     from minialign.training.folder import STAGE_ADAPTER
 
     job, model = session.job, session.model
-    for stage in job.card.stages[:-1]:
-        save_adapter(model, job.out / f"{STAGE_ADAPTER}{stage.name}", stage.name)
-    save_adapter(model, job.out / "adapter", active_adapter(model))
+    with protected(session):
+        for stage in job.card.stages[:-1]:
+            _save_whole(model, job.out / f"{STAGE_ADAPTER}{stage.name}", stage.name)
+        _save_whole(model, job.out / "adapter", active_adapter(model))
+
+
+def _save_whole(model: CausalLM, folder: Path, name: str | None) -> None:
+    """An adapter's files, one by one; the one by which an adapter is known comes last."""
+    from minialign.data.files import PARTIAL, sync
+    from minialign.policy.peft import save_adapter
+
+    partial = folder.with_name(folder.name + PARTIAL)
+    save_adapter(model, partial, name)
+    folder.mkdir(exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "adapter_config.json"):
+        sync(file)
+        os.replace(file, folder / file.name)
+    partial.rmdir()
+    sync(folder)
 
 
 def show(session: Session) -> None:
     """One prompt before and after, the report, and what to do next."""
+    with protected(session):
+        _show(session)
+    session.lock.release()
+
+
+def _show(session: Session) -> None:
     from minialign.commands.sources import evaluation_command
+    from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
     from minialign.policy.adapters import active_adapter
 
@@ -187,14 +292,17 @@ def show(session: Session) -> None:
     asked, answers = job.prompt[-1]["content"], {"before": session.before, "after": after}
     cut = [name for name, found in answers.items() if found.finish_reason == "length"]
     run.write_preview(asked, session.before.text, after.text, cut)
+    run.log_end()
+    report = write_report(job.out)
     run.finish()
+    write_card(job.out, job.out / "adapter")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
     print(f"done in {run.elapsed:.0f} s ({spent})\n")
     print(f"--- prompt ---\n{asked}\n")
     for name, found in answers.items():
         title = f"{name}, cut off after {job.preview_tokens} tokens" if name in cut else name
         print(f"--- {title} ---\n{found.text}\n")
-    print(f"all of it on one page: {write_report(job.out)}")
+    print(f"all of it on one page: {report}")
     out, prompt = shlex.quote(str(job.out)), shlex.quote(asked)
     print(f"next: python sample.py --adapter {out} --prompt {prompt} -n 3")
     if evaluation := evaluation_command(job.out, job.source):

@@ -21,6 +21,7 @@ from minialign.data.feedback import (
     hash_of,
     load_data,
 )
+from minialign.data.files import read_bytes
 from minialign.data.knobs import require
 from minialign.data.records import (
     DEMONSTRATIONS,
@@ -35,8 +36,10 @@ from minialign.data.records import (
     plural,
     training_split,
 )
+from minialign.data.votes import preference_pairs, read_votes
 from minialign.errors import InputError
 from minialign.feedback.questions import in_context
+from minialign.feedback.writer import check_writer
 from minialign.methods.lessons import Lessons
 from minialign.policy.encode import ScopedExamples, encode_demonstration, encode_feedback
 from minialign.training.knobs import TrainOptions
@@ -85,6 +88,8 @@ def kind_of(options: TrainOptions) -> str:
     """Told by the flags alone."""
     if options.edits:
         return EDITS
+    if options.votes:
+        return PAIRS
     if not options.data:
         return FEEDBACK if options.feedback else DEMONSTRATIONS
     paths = data_paths(options.data)
@@ -93,6 +98,8 @@ def kind_of(options: TrainOptions) -> str:
 
 def read_source(options: TrainOptions) -> Source:
     """Raises InputError for whatever a person can put right."""
+    if options.votes:
+        return Votes(options.votes, preference_pairs(read_votes(options.votes), options.votes))
     if options.data:
         return Scopes(options.data, load_data(options.data))
     everything = load_demonstrations(options.demos)
@@ -149,11 +156,8 @@ class Demonstrations:
         return "" if self.held_out else None
 
     def record(self) -> dict[str, Any]:
-        try:
-            content = Path(self.file).read_bytes()
-        except OSError as error:
-            raise InputError(f"{self.file}: cannot be read: {error.strerror}") from None
-        return {"demos_sha256": hashlib.sha256(content).hexdigest()}
+        test = {"test_sha256": _sha256(self.test)} if self.test else {}
+        return {"demos_sha256": _sha256(self.file), **test}
 
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         encoded = [encode_demonstration(d, tokenizer, limit) for d in self.train]
@@ -172,6 +176,10 @@ class Demonstrations:
             ("learns from", learned),
             ("judged by", judged if self.held_out else nothing),
         ]
+
+
+def _sha256(file: str) -> str:
+    return hashlib.sha256(read_bytes(file)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,8 @@ class Scopes:
     def encode(self, tokenizer: Tokenizer, limit: int) -> tuple[Lessons[Any], int, list[str]]:
         train, warnings = encode_feedback(self.data, "train", tokenizer, limit)
         train = dataclasses.replace(train, told=self._told(tokenizer))
-        held_out: ScopedExamples = encode_feedback(self.data, "test", tokenizer, limit)[0]
+        split = "eval" if self.data.examples("in_scope", "eval") else "test"
+        held_out: ScopedExamples = encode_feedback(self.data, split, tokenizer, limit)[0]
         longest = max(len(revised.completion_ids) for revised, *_ in train.in_scope)
         return Lessons(train, held_out), longest, warnings
 
@@ -229,11 +238,30 @@ class Scopes:
         ]
 
 
+@dataclass(frozen=True)
+class Votes(Scopes):
+    """A person's votes: each that prefers one answer is a preference pair."""
+
+    def rows(self, lessons: Lessons[Any]) -> list[tuple[str, str]]:
+        pairs = self.data.examples("in_scope", "train")
+        prompts = len({pair.prompt for pair in pairs})
+        learned = f"{plural(len(pairs), 'vote')} on {plural(prompts, 'prompt')}: {self.path}"
+        return [
+            ("learns from", learned),
+            ("judged by", "nothing: these prompts are no longer unseen, vote on new ones"),
+        ]
+
+
 def with_paths(options: TrainOptions) -> TrainOptions:
     """The options with the paths that follow from others. Raises InputError for contradictions."""
     if options.edits:
-        require(not (options.data or options.demos), "give --edits, --demos or --data, not several")
+        require(
+            not (options.data or options.demos or options.votes),
+            "give --edits, --votes, --demos or --data, not several",
+        )
         options = dataclasses.replace(options, data=options.edits, edits="")
+    if options.votes:
+        return _with_vote_paths(options)
     if options.data:
         return _with_data_paths(options)
     if not options.demos:
@@ -250,6 +278,14 @@ def with_paths(options: TrainOptions) -> TrainOptions:
     )
 
 
+def _with_vote_paths(options: TrainOptions) -> TrainOptions:
+    if options.data or options.demos or options.test:
+        raise InputError("--votes is all that is learned from: leave out --data, --demos, --test")
+    start = Path(options.init_adapter).resolve().name if options.init_adapter else ""
+    name = f"{start}-votes" if start else Path(options.votes).stem
+    return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
 def _with_data_paths(options: TrainOptions) -> TrainOptions:
     if options.demos:
         raise InputError("give --demos or --data, not both")
@@ -260,6 +296,16 @@ def _with_data_paths(options: TrainOptions) -> TrainOptions:
     paths = data_paths(options.data)
     name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
     return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
+
+
+def check_writers(options: TrainOptions, checkpoint: Path) -> None:
+    """Raises InputError where another model wrote the responses of a folder that is learned from.
+
+    Pairs are a person's, whoever wrote them.
+    """
+    for path in data_paths(options.data) if options.data else []:
+        if path.is_dir():
+            check_writer(path, options.model, checkpoint)
 
 
 def evaluation_command(out: Path, source: Source) -> str:

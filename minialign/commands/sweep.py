@@ -46,7 +46,10 @@ SHOWN = (
 
 # Options that may differ between two calls of one sweep: where and how it runs. The recipe is told
 # by the knobs that it comes to, the precision by the record's own entry.
-FREE = {"out", "sweep", "resume", "overwrite", "inspect", "recipe", "device", "dtype"}
+FREE = {
+    *("out", "sweep", "resume", "overwrite", "inspect", "recipe", "device", "dtype"),
+    "save_every",
+}
 # Entries of config.json beside options and knobs, and what they are called.
 RECORDED = {
     "demos_sha256": "the text of --demos",

@@ -16,8 +16,8 @@ from minialign.training.knobs import TrainOptions
 PROGRAM = "train.py"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
-    *("method", "demos", "data", "feedback", "out", "model", "prompt", "resume", "overwrite"),
-    "inspect",
+    *("method", "demos", "data", "feedback", "out", "model", "prompt"),
+    *("resume", "overwrite", "inspect"),
 )
 
 
@@ -86,7 +86,7 @@ def _peek(arguments: list[str]) -> Card:
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("--method", "--data", "--edits", "--feedback", "--resume", "--config"):
+    for name in ("--method", "--data", "--votes", "--edits", "--feedback", "--resume", "--config"):
         peek.add_argument(name, default="")
     found, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
@@ -97,7 +97,8 @@ def _peek(arguments: list[str]) -> Card:
     if "resume" in seen:
         record = read_run_record(seen["resume"])
         return card_of(record["options"].get("method", ""), source_of(record))
-    source = FEEDBACK if seen.get("data") or seen.get("feedback") else DEMONSTRATIONS
+    fed = any(seen.get(name) for name in ("data", "votes", "feedback"))
+    source = FEEDBACK if fed else DEMONSTRATIONS
     source = EDITS if seen.get(FLAGS[EDITS].removeprefix("--")) else source
     named = [card for card in CARDS if card.name == seen.get("method")]
     fitting = [card for card in named if source in card.learns_from]

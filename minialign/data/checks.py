@@ -5,11 +5,13 @@ A check is a JSON object with a `kind` and what that kind needs; a list of them 
     {"kind": "starts_with", "text": "Ahoy"}        also ends_with
     {"kind": "contains_any", "texts": ["a", "b"]}  also contains_all, contains_none
     {"kind": "regex", "pattern": "^[^A-Z]*$"}      found anywhere; also not_regex
+    {"kind": "phone_number", "text": "845-498-6857"}  however it is spaced
+    {"kind": "language", "text": "es"}             ISO 639-1, by py3langid
     {"kind": "shorter"}                            than the baseline; also longer
 
-All but the last take `"ignore_case": true`. As a person would, the first two rows forgive curly
-quotation marks for straight ones, and `starts_with` and `ends_with` white space, quotation marks
-and emphasis around the response. Patterns are Python's, and match the response as it is.
+All but the last three take `"ignore_case": true`. As a person would, the first two rows forgive
+curly quotation marks for straight ones, and `starts_with` and `ends_with` white space, quotation
+marks and emphasis around the response. Patterns are Python's, and match the response as it is.
 
 A pattern with nested repeats can take longer than anyone lives. Where the platform allows it (the
 main thread of a Unix process) one that is still at work after `PATTERN_SECONDS` is refused;
@@ -37,9 +39,13 @@ NEEDS = {
     "contains_none": "texts",
     "regex": "pattern",
     "not_regex": "pattern",
+    "phone_number": "text",
+    "language": "text",
     "shorter": None,
     "longer": None,
 }
+CASELESS = ("phone_number", "language")
+BETWEEN_DIGITS = re.compile(r"[\s().\-/\u2010-\u2015\u00a0]")
 PATTERN_SECONDS = 2.0
 AROUND = " \t\r\n\"'`*_«»„"
 STRAIGHT = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
@@ -67,6 +73,10 @@ class Check:
         """
         if self.kind in ("regex", "not_regex"):
             return self._found(response) == (self.kind == "regex")
+        if self.kind == "phone_number":
+            return BETWEEN_DIGITS.sub("", self.texts[0]) in BETWEEN_DIGITS.sub("", response)
+        if self.kind == "language":
+            return _language(response, self.source) == self.texts[0]
         response, *texts = (self._plain(text) for text in (response, *self.texts))
         if self.kind == "starts_with":
             starts = (response, response.lstrip(), response.lstrip(AROUND))
@@ -135,7 +145,8 @@ def _parse(raw: Any, where: str) -> Check:
     if not isinstance(kind, str) or kind not in NEEDS:
         raise InputError(f"{where}: unknown kind {kind!r}: choose from {', '.join(NEEDS)}")
     needed = NEEDS[kind]
-    allowed = {"kind"} | ({needed, "ignore_case"} if needed else set())
+    allowed = {"kind"} | ({needed} if needed else set())
+    allowed |= {"ignore_case"} if needed and kind not in CASELESS else set()
     for field in raw.keys() - allowed:
         raise InputError(f'{where}: {kind} has no field "{field}": delete it')
     if needed is None:
@@ -147,7 +158,14 @@ def _parse(raw: Any, where: str) -> Check:
         raise InputError(f'{where}: "ignore_case" must be true or false')
     if needed == "pattern":
         return Check(kind, (), _pattern(raw[needed], where), ignore_case, where)
-    return Check(kind, _texts(raw[needed], needed, where), "", ignore_case, where)
+    texts = _texts(raw[needed], needed, where)
+    if kind == "phone_number" and sum(map(str.isdigit, texts[0])) < 3:
+        raise InputError(f'{where}: "text" must be a phone number')
+    if kind == "language":
+        if not re.fullmatch("[a-z]{2}", texts[0]):
+            raise InputError(f'{where}: "text" must be a language in two letters, such as "es"')
+        _language("", where)
+    return Check(kind, texts, "", ignore_case, where)
 
 
 def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
@@ -158,6 +176,17 @@ def _texts(value: Any, field: str, where: str) -> tuple[str, ...]:
     if not all(text.strip() for text in texts):
         raise InputError(f'{where}: "{field}" holds an empty text, which every response contains')
     return tuple(texts)
+
+
+def _language(text: str, source: str) -> str:
+    """The two letters of the language that a text is likeliest in."""
+    try:
+        from py3langid.langid import classify
+    except ImportError:
+        raise InputError(
+            f"{source}: language needs py3langid: pip install minialign[language]"
+        ) from None
+    return str(classify(text)[0])
 
 
 def _pattern(value: Any, where: str) -> str:

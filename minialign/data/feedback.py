@@ -1,16 +1,17 @@
 """A sentence of feedback as data: the folder that C3PO learns from.
 
-    feedback.json        {"feedback", "domain", "effect"} and, optionally, "check" (checks.py)
+    feedback.json        {"feedback", "domain", "effect"} and, optionally, "check" (checks.py) and
+                         "second_check", of which whatever made the revisions knew nothing
     in_scope.jsonl       prompts that the feedback is about
     near_scope.jsonl     prompts that look as if it were, and are not
     out_of_scope.jsonl   any other prompts
 
-A line holds `prompt`, `baseline` (the base model's own answer), `split` (`train` or `test`) and, in
-scope, `revised` (the same model's answer after it was given the feedback). Optional are
-`in_context` and `cot` (answers of rival methods, for the evaluation) and
-`baseline_finish_reason` and `revised_finish_reason`: an answer that was cut off (`length`) is
-trained on without an end token. Whatever is wrong is one line that names the file, the line and
-what to do.
+A line holds `prompt`, `baseline` (the base model's own answer), `split` (`train`, `test`, or `eval`
+for the loss while training) and, in scope, `revised` (the same model's answer after it was given
+the feedback). Optional are `in_context` and `cot` (answers of rival methods, for the evaluation)
+and `baseline_finish_reason` and `revised_finish_reason`: an answer that was cut off (`length`) is
+trained on without an end token. feedback.json may say under `written_by` whose the answers are.
+Whatever is wrong is one line that names the file, the line and what to do.
 
 Preference pairs, JSON Lines of {"prompt", "chosen", "rejected"}, become the same data with nothing
 outside the scope: `chosen` stands for `revised`, `rejected` for `baseline`. So do edits, lines of
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minialign.data.checks import Check, parse_checks
-from minialign.data.files import read_json, read_jsonl
+from minialign.data.files import read_bytes, read_json, read_jsonl
 from minialign.data.records import Messages, load_prompts
 from minialign.errors import InputError
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 SCOPES = ("in_scope", "near_scope", "out_of_scope")
 _SAID = ("feedback", "domain", "effect")
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "eval")
 FINISH_REASONS = ("stop", "length")
 DESCRIPTION = "feedback.json"
 
@@ -78,6 +79,7 @@ class FeedbackData:
     in_scope: tuple[ScopeLine, ...]
     near_scope: tuple[ScopeLine, ...]
     out_of_scope: tuple[ScopeLine, ...]
+    second_checks: tuple[Check, ...] = ()  # independent of what made the revisions
 
     def examples(self, scope: str, split: str) -> list[ScopeLine]:
         """The lines of one scope and one split, in the file's order."""
@@ -96,13 +98,16 @@ def load_feedback_data(folder: str | Path) -> FeedbackData:
     file = folder / DESCRIPTION
     description = read_json(file)
     feedback, domain, effect = (text_field(description, field, str(file)) for field in _SAID)
-    raw = description.get("check")
-    checks = parse_checks(raw, str(file)) if raw is not None else ()
+    checks, second = (
+        parse_checks(description[field], where) if description.get(field) is not None else ()
+        for field, where in (("check", str(file)), ("second_check", f"{file}: second"))
+    )
     in_scope, near_scope, out_of_scope = (
         _read_scope(folder / f"{scope}.jsonl", scope) for scope in SCOPES
     )
     _check_splits([*in_scope, *near_scope, *out_of_scope])
-    return FeedbackData(feedback, domain, effect, checks, in_scope, near_scope, out_of_scope)
+    scopes = in_scope, near_scope, out_of_scope
+    return FeedbackData(feedback, domain, effect, checks, *scopes, second)
 
 
 def data_paths(data: str) -> list[Path]:
@@ -162,7 +167,7 @@ def _example(record: dict[str, Any], scope: str, where: str) -> ScopeLine:
 
 def _split(split: str, where: str) -> str:
     if split not in SPLITS:
-        raise InputError(f"{where}: unknown split {split!r}: choose train or test")
+        raise InputError(f"{where}: unknown split {split!r}: choose train, test or eval")
     return split
 
 
@@ -254,8 +259,5 @@ def hash_of(data: str) -> str:
     ]
     digest = hashlib.sha256()
     for file in files:
-        try:
-            digest.update(file.read_bytes())
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read: {error.strerror}") from None
+        digest.update(read_bytes(file))
     return digest.hexdigest()

@@ -137,10 +137,25 @@ def config_from_dict(config_class: type[T], raw: dict[str, Any]) -> T:
     for name, value in raw.items():
         if name not in types:
             raise InputError(f"{name}: there is no such knob")
-        if dataclasses.is_dataclass(types[name]):
+        if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
             value = config_from_dict(typing.cast(type, types[name]), value)
         values[name] = tuple(value) if isinstance(value, list) else value
+        if not _fits(values[name], types[name]):
+            raise InputError(f"{name}: {str(value)[:40]!r} is no value of this knob")
     return config_class(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value, as JSON may have brought it, is of a knob's type."""
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+    if kind in (int, float):
+        numbers = (int, float) if kind is float else (int,)
+        # In 64 bits; a bool is an int, and is meant as none.
+        return type(value) in numbers and -(2**63) <= value < 2**63
+    return isinstance(value, kind)
 
 
 def value_at(config: Any, path: tuple[str, ...]) -> Any:
@@ -158,11 +173,26 @@ def converter(kind: Any) -> Callable[[str], Any]:
         return lambda text: tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is bool:
         return lambda text: text.lower() in ("1", "true", "yes")
+    if kind in (int, float):
+        return _number_of(kind)
     return (
         str
         if typing.get_origin(kind) is typing.Literal
         else typing.cast(Callable[[str], Any], kind)
     )
+
+
+def _number_of(kind: Any) -> Callable[[str], Any]:
+    """Reads numbers of 64 bits. Raises ValueError for all else: infinity is no knob's value."""
+
+    def convert(text: str) -> Any:
+        if not _fits(value := kind(text), kind):
+            raise ValueError(f"{text} is beyond all bounds")
+        return value
+
+    # An error of the command line names the type by it.
+    convert.__name__ = kind.__name__
+    return convert
 
 
 def flag_values(config_class: type, raw: dict[str, Any]) -> dict[str, Any]:

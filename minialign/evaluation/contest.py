@@ -7,7 +7,7 @@ is asked and measured depends on what the runs learned from: a measure each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,8 @@ def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
     """Checked before anything long, its kept answers too; None without an address."""
     if not options.judge_url:
         return None
-    teacher = EndpointTeacher(options.judge_url, options.judge_model)
+    how = asdict(options.endpoint)
+    teacher = EndpointTeacher(options.judge_url, options.judge_model, **how)
     cached = Cached(teacher, cache)
     teacher.check()
     return cached

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from minialign.data.knobs import knob, require
+from minialign.data.knobs import knob, knobs, require
 from minialign.data.records import DEMONSTRATIONS
-from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, check_judge
+from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, VOTES, check_judge
 from minialign.evaluation.names import BASE, FEW_SHOT
+from minialign.feedback.knobs import EndpointConfig
 from minialign.methods.cards import method_names, warm_starts
 from minialign.policy.knobs import SamplingConfig
 
@@ -25,6 +26,11 @@ class EvaluateOptions:
         subject="who answers, and what",
     )
     judges: tuple[str, ...] = knob(OFFLINE, "who judges", subject="who judges")
+    votes: str = knob(
+        "",
+        "the person's votes, from `minialign blind RUN`, judge too; alone, of the answers that RUN "
+        "was evaluated with, at once",
+    )
     test: str = knob(
         "",
         "held-out demonstrations, or a folder of feedback, as the run learned from; by default "
@@ -43,6 +49,7 @@ class EvaluateOptions:
     judge_url: str = knob(
         "", "an OpenAI-compatible endpoint; its key is taken from MINIALIGN_API_KEY"
     )
+    endpoint: EndpointConfig = knobs(EndpointConfig(), "judge_")
     general: int = knob(
         12,
         "general prompts on which the drift from the base is measured; 0: none",
@@ -66,6 +73,7 @@ class EvaluateOptions:
         require(self.general >= 0, f"general must not be negative, not {self.general}")
         for judge in self.judges:
             check_judge(judge)
+        require(bool(self.votes) or VOTES not in self.judges, "--judges votes needs --votes FILE")
         asking = [judge for judge in self.judges if judge in ASKING]
         require(
             bool(asking) == bool(self.judge_model),

@@ -216,7 +216,7 @@ class Scopes:
     """The measure of runs that learned from a sentence of feedback."""
 
     usual: ClassVar[EvaluateOptions] = FEEDBACK_EVALUATION
-    useless: ClassVar[tuple[str, ...]] = ("against", "others", "general", "show")
+    useless: ClassVar[tuple[str, ...]] = ("against", "others", "general", "show", "votes")
     everywhere: ClassVar[bool] = True
 
     data: FeedbackData

@@ -92,15 +92,15 @@ def win_table(judgement: Judgement, asked: str) -> list[str]:
         return [*lines, "  no win rates: this judge could not judge, see above"]
     for win in judgement.wins:
         if win.first == asked:
-            rate = _rate(win.rate, win.low, win.high)
+            rate = shown_rate(win.rate, win.low, win.high)
             lines.append(f"  {win.first} against {win.second:24} {rate}")
     for name, mean in judgement.mean.items():
-        rate = _rate(mean.rate, mean.low, mean.high)
+        rate = shown_rate(mean.rate, mean.low, mean.high)
         lines.append(f"  {name + ', mean against all others':{34 + len(asked) - 1}} {rate}")
     return lines
 
 
-def _rate(rate: float, low: float, high: float) -> str:
+def shown_rate(rate: float, low: float, high: float) -> str:
     if math.isnan(rate):
         return "   -   (no usable verdict)"
     if math.isnan(low) or math.isnan(high):

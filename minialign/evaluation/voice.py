@@ -24,6 +24,7 @@ from minialign.data.records import (
     load_demonstrations,
     training_split,
 )
+from minialign.data.votes import Vote, read_votes
 from minialign.errors import InputError
 from minialign.evaluation.contestants import (
     Answers,
@@ -36,7 +37,7 @@ from minialign.evaluation.contestants import (
     prompt_limit,
 )
 from minialign.evaluation.fluency import fluency
-from minialign.evaluation.judges import JUDGES, module_of
+from minialign.evaluation.judges import JUDGES, VOTES, module_of
 from minialign.evaluation.judges.verdicts import Judgement, Trial, judgement_of
 from minialign.evaluation.knobs import EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar, writing
@@ -83,6 +84,7 @@ class VoiceResults:
         """The prompts, everybody's figures and answers, the judges."""
         return {
             "prompts": [d.prompt for d in self.held_out],
+            "messages": [d.messages for d in self.held_out],
             "texts": [d.completion for d in self.held_out],
             "max_new_tokens": self.limit,
             "person": self.person,
@@ -116,6 +118,7 @@ class Voice:
     others: list[str]
     # the answers of those that come with a file
     written: dict[str, tuple[tuple[str, ...], ...]]
+    votes: list[Vote]
 
     @classmethod
     def of(
@@ -135,6 +138,8 @@ class Voice:
             # else it learned from feedback
             if demos := record["options"]["demos"]:
                 check_held_out(training_split(load_demonstrations(demos)), held_out)
+            if file := record["options"].get("votes"):
+                _check_unvoted(file, held_out)
         entries = entries_of(folders, records, options.against)
         prompts = [d.prompt for d in held_out]
         return cls(
@@ -142,8 +147,9 @@ class Voice:
             training_split(learned),
             held_out,
             entries,
-            _other_texts(options.others),
+            other_texts(options.others),
             {e.name: answers_from_file(e.file, prompts) for e in entries if e.file},
+            read_votes(options.votes) if options.votes else [],
         )
 
     @property
@@ -193,7 +199,18 @@ def _held_out(
     return held_out
 
 
-def _other_texts(file: str) -> list[str]:
+def _check_unvoted(file: str, held_out: list[Demonstration]) -> None:
+    """Raises InputError where a run learned from votes on a prompt that is to be judged by."""
+    voted = {vote.prompt for vote in read_votes(file)}
+    for demonstration in held_out:
+        if demonstration.prompt in voted:
+            raise InputError(
+                f"{demonstration.source}: a run learned from votes on this prompt ({file}): judge "
+                "it by new ones: --test FILE.jsonl"
+            )
+
+
+def other_texts(file: str) -> list[str]:
     """Other people's texts: the given file's, else a few that come with minialign."""
     if not file:
         source = resources.files("minialign.evaluation.judges").joinpath("other_voices.jsonl")
@@ -323,8 +340,10 @@ def _judged(voice: Voice, hall: Hall) -> list[Judgement]:
         hall.teacher,
         writing,
         _asking,
+        voice.votes,
     )
-    judges = (module_of(name).build(trial) for name in JUDGES if name in hall.options.judges)
+    asked = {*hall.options.judges, *([VOTES] if hall.options.votes else [])}
+    judges = (module_of(name).build(trial) for name in JUDGES if name in asked)
     return [judgement_of(judge, texts, hall.options.seed) for judge in judges]
 
 

@@ -1,9 +1,10 @@
 """A teacher behind an address: OpenAI's chat completions, as llama.cpp, vLLM, Ollama and most
 services speak them.
 
-The key comes from the environment and leaves in the Authorization header alone; no file, message or
-name holds it. Without one there is no such header: a token of the Hugging Face hub that lies on
-this computer is never sent.
+The key comes from the environment and leaves in the Authorization header alone, for the address
+that was named and no other; no file, message or name holds it, though the server send it back.
+Without one there is no such header: a token of the Hugging Face hub that lies on this computer is
+never sent.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
 from minialign.data.knobs import require
 from minialign.errors import InputError
+from minialign.feedback.dialect import Dialect, without_thoughts
 from minialign.feedback.teacher import Answer, Ask, Failure, OnDone, Reply
+from minialign.feedback.wire import Broken, Received, Wire
 
 FIRST_WAIT = 1.0  # seconds before the second try; doubled each time, give or take a half
 LONGEST_WAIT = 120.0  # seconds between two tries at most; an endpoint that asks for more has failed
@@ -40,6 +42,7 @@ class _Problem:
     reason: str
     wait: float | None = None
     in_order: bool = False  # nothing is wrong with the endpoint: it is busy, or wrote no text
+    learned: bool = False  # how to ask otherwise, which is to be done at once
 
 
 class EndpointTeacher:
@@ -47,7 +50,9 @@ class EndpointTeacher:
 
     Up to `concurrency` requests run at a time, begun evenly if `requests_per_minute` is not 0.
     Too many requests (429), timeouts, broken connections and a server's own errors (5xx) are tried
-    again, after a wait that doubles or that the server names; all other refusals are final.
+    again, after a wait that doubles or that the server names; all other refusals are final. A
+    parameter that the model refuses is left out from then on, and one that thinks before it answers
+    gets `thinking_tokens` more; `learned` says so.
 
     Raises InputError for an address that is none, or a key that cannot be one.
     """
@@ -60,20 +65,30 @@ class EndpointTeacher:
         key_env: str = "MINIALIGN_API_KEY",
         concurrency: int = 4,
         requests_per_minute: float = 0,
-        timeout: float = 60.0,
+        timeout: float = 180.0,
+        thinking_tokens: int = 2048,
         tries: int = 5,
     ) -> None:
         for what, number in (("concurrency", concurrency), ("tries", tries)):
             require(number >= 1, f"{what} must be at least 1, not {number}")
         require(timeout > 0, f"timeout must be positive, not {timeout}")
         require(requests_per_minute >= 0, "requests_per_minute must not be negative")
+        require(thinking_tokens >= 0, "thinking_tokens must not be negative")
         self.url, self.model = parse_url(url), model.strip()
         require(bool(self.model), f"{self.url}: name the model that the endpoint is to use")
         self.name = f"{self.model} at {self.url}"
         self.key_env, self._key = key_env, _read_key(key_env)
         self.concurrency, self.timeout, self.tries = concurrency, timeout, tries
         self._pace = _Pace(60 / requests_per_minute if requests_per_minute else 0.0)
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        self._wire = Wire(self.url + ROUTE, headers, timeout)
+        self._dialect = Dialect(thinking_tokens)
         self._jitter = random.Random()  # its own: the run's random streams stay as they are
+
+    @property
+    def learned(self) -> list[str]:
+        """How requests differ from what was asked for, a line each."""
+        return self._dialect.learned
 
     def check(self) -> None:
         """One short request, before anything long.
@@ -81,7 +96,7 @@ class EndpointTeacher:
         Raises InputError if the endpoint cannot be reached, is none, refuses or lacks the key, or
         does not know the model.
         """
-        outcome = self._once(Ask((("user", "Say yes."),), 1, 0.0))
+        outcome = self._once(Ask((("user", "Say yes."),), 16, 0.0))
         if isinstance(outcome, _Problem) and not outcome.in_order:
             raise InputError(f"{self.url}: {outcome.reason}")
 
@@ -104,7 +119,6 @@ class EndpointTeacher:
         workers = min(self.concurrency, len(asks))
         for index in (*range(len(asks)), *[None] * workers):
             waiting.put(index)
-        _ = self._client  # imported and built once, before threads need it
         try:
             for _ in range(workers):
                 # Daemons: after Ctrl-C nobody waits for requests that are still on their way.
@@ -118,17 +132,6 @@ class EndpointTeacher:
         finally:
             stopped.set()
         return [answers[index] for index in range(len(asks))]
-
-    @cached_property
-    def _client(self) -> Any:
-        from huggingface_hub import InferenceClient
-
-        # Without a key the client would send the hub's token. A header that is None is left out.
-        headers: Any = None if self._key else {"authorization": None}
-        key = self._key or "unused"
-        return InferenceClient(
-            base_url=self.url + ROUTE, api_key=key, headers=headers, timeout=self.timeout
-        )
 
     def _ask(self, ask: Ask, stopped: threading.Event) -> Answer:
         tried = 0
@@ -151,66 +154,91 @@ class EndpointTeacher:
                 _wait(min(wait, LONGEST_WAIT), stopped)
 
     def _once(self, ask: Ask) -> Reply | _Problem:
-        from huggingface_hub import errors
+        """One answer, asked for anew whenever a refusal taught how."""
+        while True:
+            sent = self._dialect.parameters(ask)
+            try:
+                outcome = self._read(ask, sent, self._post(ask, sent))
+            except Broken as error:
+                return _Problem(self._shown(error.reason), wait=0.0 if error.may_pass else None)
+            except Exception as error:  # whatever a server can do to its reader costs one item
+                return _Problem(self._shown(f"{type(error).__name__}: {error}"))
+            if not (isinstance(outcome, _Problem) and outcome.learned):
+                return outcome
 
+    def _post(self, ask: Ask, sent: dict[str, Any]) -> Received:
+        body = {"model": self.model, "messages": ask.chat, "stream": False, **sent}
+        return self._wire.post(body)
+
+    def _read(self, ask: Ask, sent: dict[str, Any], received: Received) -> Reply | _Problem:
+        if received.status in (400, 422):
+            if "output limit was reached" in received.text:
+                return self._all_thoughts(ask, sent)
+            if self._dialect.learn_refusal(sent, received.text):
+                return _Problem("", learned=True)
+        if not 200 <= received.status < 300:
+            return self._refusal(received)
         try:
-            output = self._client.chat_completion(
-                ask.chat,
-                model=self.model,
-                max_tokens=ask.max_tokens,
-                temperature=ask.temperature,
-                seed=ask.seed,
-            )
-            return self._reply(output)
-        except errors.HfHubHTTPError as error:
-            return self._refusal(error.response)
-        except errors.OfflineModeIsEnabled:
-            return _Problem("HF_HUB_OFFLINE forbids all requests: unset it")
-        except errors.HTTPError as error:  # a connection that failed or broke
-            why = f"cannot be reached: {str(error) or type(error).__name__}"
-            if "timed out" in why:
-                why = f"no answer within {self.timeout:g} s"
-            return _Problem(self._shown(why), wait=0.0)
-        except json.JSONDecodeError as error:
-            kind = "HTML" if error.doc.lstrip().startswith("<") else "no JSON"
+            output = json.loads(received.text)
+        except ValueError:
+            kind = "HTML" if received.text.lstrip().startswith("<") else "no JSON"
             return _Problem(f"answers {kind}: no chat completions here; most addresses end in /v1")
-        except Exception as error:  # whatever a server can make the client do costs one item
-            return _Problem(self._shown(f"{type(error).__name__}: {error}"))
+        reply = self._reply(output)
+        is_cut_off = isinstance(reply, Reply) and reply.finish_reason == "length"
+        if is_cut_off and isinstance(reply, Reply) and not reply.text:
+            return self._all_thoughts(ask, sent)
+        return reply
+
+    def _all_thoughts(self, ask: Ask, sent: dict[str, Any]) -> _Problem:
+        if self._dialect.learn_thoughts(ask, sent):
+            return _Problem("", learned=True)
+        reason = "the answer holds no text (finish_reason length): raise the limit for thoughts"
+        return _Problem(reason, in_order=True)
 
     def _reply(self, output: Any) -> Reply | _Problem:
         """The first choice's text. Servers leave parts out, or put an error in their place."""
         try:
-            choice = output.choices[0]
-            text, finish_reason = choice.message.content, str(choice.finish_reason or "unknown")
+            choice = output["choices"][0]
+            text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
         except (AttributeError, IndexError, KeyError, TypeError):
-            return _Problem(self._shown(f"the answer holds no choices{_said(dict(output))}"))
+            return _Problem(self._shown(f"the answer holds no choices{_said(output)}"))
+        finish_reason = self._without_key(str(finish_reason or "unknown"))
+        if text is None and finish_reason == "length":
+            text = ""
         if not isinstance(text, str):
             reason = self._shown(f"the answer holds no text (finish_reason {finish_reason})")
             return _Problem(reason, in_order=True)
+        text = without_thoughts(self._without_key(text))
         # Half a character (a lone surrogate) could not be written to any file.
         return Reply(text.encode("utf-8", "replace").decode(), finish_reason)
 
-    def _refusal(self, response: Any) -> _Problem:
-        status, why, wait = response.status_code, "", None
-        spent = "insufficient_quota" in response.text  # a 429 too, but no wait refills it
+    def _refusal(self, received: Received) -> _Problem:
+        status, text, why, wait = received.status, received.text, "", None
+        spent = "insufficient_quota" in text  # a 429 too, but no wait refills it
         if status in (401, 403):
             key = f"refuses the key in {self.key_env}"
             why = f": {key if self._key else f'asks for a key, {self.key_env} is not set'}"
+        elif 300 <= status < 400:
+            target = received.headers.get("location", "").partition("?")[0]
+            why = f": sends on to {target}, which is not followed: give that address"
         elif status == 404:
             why = f": no such path, or no model {self.model!r} there"
         elif (status in (408, 429) or status >= 500) and not spent:
-            wait = _seconds(response.headers.get("retry-after", ""))
+            wait = _seconds(received.headers.get("retry-after", ""))
             why = f": not before {wait:.0f} s have passed" if wait > LONGEST_WAIT else ""
         try:
-            said = _said(response.json())
+            said = _said(json.loads(text))
         except ValueError:
-            said = "" if response.text.lstrip().startswith("<") else f": {response.text}"
+            said = f": {text}" if text.strip()[:1] not in ("", "<") else ""
         in_order = status == 429 and not spent
         return _Problem(self._shown(f"HTTP {status}{why}{said}"), wait, in_order)
 
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[the key]") if self._key else text
+
     def _shown(self, text: str) -> str:
         """One line of bounded length. A server may send the key back; it goes no further."""
-        line = " ".join((text.replace(self._key, "[the key]") if self._key else text).split())
+        line = " ".join(self._without_key(text).split())
         return line if len(line) <= 300 else line[:297] + "..."
 
 

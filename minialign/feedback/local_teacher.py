@@ -37,13 +37,13 @@ class LocalTeacher:
         return [answers[index] for index in range(len(asks))]
 
     def _write(self, asks: list[Ask]) -> list[Answer]:
-        """All of one length, temperature and seed."""
+        """All of one length, sampling and seed."""
         from minialign.policy.reference import reference_policy
         from minialign.policy.sample import sample, with_text
 
         prompts = [self._prompt(ask) for ask in asks]
         readable = [prompt for prompt in prompts if not isinstance(prompt, Failure)]
-        config = SamplingConfig(asks[0].max_tokens, asks[0].temperature)
+        config = SamplingConfig(asks[0].max_tokens, asks[0].temperature, asks[0].top_p)
         digests = [hashlib.sha256(repr(prompt).encode()).digest() for prompt in readable]
         streams = [int.from_bytes(digest[:4]) for digest in digests]
         with reference_policy(self.model, None):
@@ -65,9 +65,10 @@ class LocalTeacher:
 
 def _batches(asks: Sequence[Ask]) -> Iterator[list[int]]:
     """Places of asks that are written together."""
-    groups: dict[tuple[int, float, int], list[int]] = {}
+    groups: dict[tuple[int, float, float, int], list[int]] = {}
     for index, ask in enumerate(asks):
-        groups.setdefault((ask.max_tokens, ask.temperature, ask.seed), []).append(index)
+        how = (ask.max_tokens, ask.temperature, ask.top_p, ask.seed)
+        groups.setdefault(how, []).append(index)
     rows = SamplingConfig().max_rows
     for group in groups.values():
         yield from (group[start : start + rows] for start in range(0, len(group), rows))

@@ -36,6 +36,7 @@ from minialign.feedback.knobs import PipelineConfig
 from minialign.feedback.lists import Distinct
 from minialign.feedback.stages import Line, Progress, Say, Stage, Stages
 from minialign.feedback.teacher import Cached, Teacher
+from minialign.feedback.writer import WRITTEN_BY, written_by
 
 FILES = {scope: f"{scope}.jsonl" for scope in SCOPES}
 TEACHER, STUDENT, DROPPED = "teacher.jsonl", "student.jsonl", "dropped.jsonl"
@@ -64,6 +65,7 @@ def make_feedback_data(
     student: Teacher,
     general: str | Path | None = None,
     check: Any = None,
+    weights: str = "",
     say: Say = print,
     progress: Progress | None = None,
 ) -> PipelineReport:
@@ -71,7 +73,8 @@ def make_feedback_data(
 
     `feedback` may also be a dict like feedback.json: a `domain` or `effect` that it holds is not
     asked for. `general` is a file of out-of-scope prompts, JSON Lines of {prompt}; `check` is a
-    check or a list of them, as in feedback.json. `say` hears a line as each stage ends. A failed
+    check or a list of them, as in feedback.json; `weights` is the student's fingerprint, where it
+    is the model to be trained. `say` hears a line as each stage ends. A failed
     answer costs its item, and is asked for again when the same call is made again. Lines that can
     only get a response of no use (empty; for training also a revision equal to the baseline, or not
     improved) stand in dropped.jsonl, with the reason.
@@ -95,16 +98,16 @@ def make_feedback_data(
         for scope in ("in_scope", "near_scope")
     }
     with stages.stage("out_of_scope prompts") as stage:
-        prompts["out_of_scope"] = [
-            prompt for prompt in unrelated if stage.sift(distinct.reason_against(prompt))
-        ]
+        kept = [prompt for prompt in unrelated if stage.sift(distinct.reason_against(prompt))]
+        prompts["out_of_scope"] = stages.at_most(kept, "out_of_scope")
     lines = {scope: split_prompts(prompts[scope], config) for scope in SCOPES}
     _require_training(lines, stages)
     stages.respond(lines, described["feedback"], checks)
     complete = _complete(lines, stages)
     _require_training(complete, stages)
     described = {key: described[key] for key in PARTS} | described
-    _write(folder / DESCRIPTION, json.dumps(described, ensure_ascii=False, indent=2) + "\n")
+    writers = {"prompts": teacher.name, **written_by(student, weights)}
+    _write_description(folder, {**described, WRITTEN_BY: writers})
     _write_scopes(folder, complete, _dropped(lines))
     load_feedback_data(folder)
     return PipelineReport(tuple(stages.done))
@@ -115,10 +118,13 @@ def complete_responses(
     config: PipelineConfig,
     *,
     student: Teacher,
+    weights: str = "",
     say: Say = print,
     progress: Progress | None = None,
 ) -> PipelineReport:
     """Fills in the responses that a hand-written folder lacks; what is there stays as it is.
+
+    Who wrote them is recorded where all of them are the student's.
 
     Its lines need no more than `prompt` and `split`. A line whose answer failed stays without it,
     and is completed when the same call is made again. Lines that can only get a response of no use
@@ -137,14 +143,30 @@ def complete_responses(
     lines = {scope: _read_lines(folder / FILES[scope]) for scope in SCOPES}
     _check_leaks(folder, lines)
     dropped_before = _read_dropped(folder)
+    begun = any(line.get(name) for scope in SCOPES for line in lines[scope] for name in RESPONSES)
     stages = Stages(config, say, progress, Cached(student, folder / STUDENT))
     stages.respond(lines, described["feedback"], checks)
     complete = _complete(lines, stages)
     left = {s: [line for line in lines[s] if "dropped" not in line] for s in SCOPES}
     _write_scopes(folder, left, dropped_before + _dropped(lines))
+    if not begun:
+        writers = described.get(WRITTEN_BY, {}) | written_by(student, weights)
+        _write_description(folder, {**read_json(source), WRITTEN_BY: writers})
     if complete == left:
         load_feedback_data(folder)
     return PipelineReport(tuple(stages.done))
+
+
+def copy_prompts(source: Path, folder: Path) -> None:
+    """A folder with the prompts of `source`, for responses by another model."""
+    data = load_feedback_data(source)
+    described = read_json(source / DESCRIPTION)
+    described.pop(WRITTEN_BY, None)
+    for scope in SCOPES:
+        lines = [{"prompt": e.prompt, "split": e.split} for e in getattr(data, scope)]
+        write_lines(folder / FILES[scope], lines)
+    # Last: with it the folder counts as one.
+    _write_description(folder, described)
 
 
 # ---- what goes in ----
@@ -218,7 +240,7 @@ def _read_lines(path: Path) -> list[Line]:
     for number, line in read_jsonl(path):
         where = f"{path}, line {number}"
         _text(line, "prompt", where)
-        require(line.get("split") in SPLITS, f'{where}: "split" must be train or test')
+        require(line.get("split") in SPLITS, f'{where}: "split" must be train, test or eval')
         for response in RESPONSES:
             if line.get(response) is not None:
                 _text(line, response, where)
@@ -246,18 +268,24 @@ def split_prompts(prompts: list[str], config: PipelineConfig) -> list[Line]:
     """Lines with a split, in the order of the prompts.
 
     The test takes its share of them, rounded, but at least one and never all if there are two or
-    more. Who is in it depends on a hash of each prompt, so a few prompts more move few others.
+    more; then the evaluation while training, of those that are left. Who is in which depends on a
+    hash of each prompt, so a few prompts more move few others.
     """
-    count = round(config.test_fraction * len(prompts))
-    if config.test_fraction > 0:
-        count = max(1, count)
-    count = min(count, max(0, len(prompts) - 1))
+    test = _share(config.test_fraction, len(prompts))
+    evaluated = _share(config.eval_fraction, len(prompts) - test)
 
     def rank(prompt: str) -> bytes:
         return hashlib.sha256(f"{config.seed}/{prompt}".encode("utf-8", "replace")).digest()
 
-    test = set(sorted(prompts, key=rank)[:count])
-    return [{"prompt": p, "split": "test" if p in test else "train"} for p in prompts]
+    ranked = sorted(prompts, key=rank)
+    splits = dict.fromkeys(ranked, "train") | dict.fromkeys(ranked[:test], "test")
+    splits |= dict.fromkeys(ranked[test : test + evaluated], "eval")
+    return [{"prompt": prompt, "split": splits[prompt]} for prompt in prompts]
+
+
+def _share(fraction: float, count: int) -> int:
+    """At least one where any are wanted, and never all."""
+    return min(max(1, round(fraction * count)), max(0, count - 1)) if fraction else 0
 
 
 # ---- what comes out ----
@@ -309,6 +337,10 @@ def _write_scopes(folder: Path, lines: dict[str, list[Line]], dropped: list[Line
     for name, written in [(DROPPED, dropped), *((FILES[s], lines[s]) for s in SCOPES)]:
         if written or (folder / name).exists():
             write_lines(folder / name, written)
+
+
+def _write_description(folder: Path, described: dict[str, Any]) -> None:
+    _write(folder / DESCRIPTION, json.dumps(described, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_lines(file: Path, lines: list[Line]) -> None:

@@ -6,6 +6,7 @@ little comes of an answer the same is asked again with another seed, `tries` tim
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}  # as servers spell it
 GIVE_UP_AFTER = 16  # failures in a row
 SURPLUS = "more than asked for"
+HOPELESS = 0.1  # of what was asked for: whoever gives less on the first try is not asked again
+FEWEST = 10  # responses by which a student is known
 Line = dict[str, Any]  # of a data file
 Progress = Callable[[str, int], OnDone]  # (what is asked, how often) -> called at each answer
 Say = Callable[[str], None]
@@ -95,7 +98,13 @@ class Stages:
         """None where an answer failed. Raises InputError once too many in a row did."""
         config = self.config
         asks = [
-            Ask((("user", question),), limit, config.temperature, config.seed + attempt)
+            Ask(
+                (("user", question),),
+                limit,
+                config.temperature,
+                config.seed + attempt,
+                config.top_p,
+            )
             for question in questions
         ]
         tick = self.progress(stage.name, len(asks)) if self.progress and asks else None
@@ -119,6 +128,21 @@ class Stages:
             stage.unused["failed"] += len(failures)
         return [answer if isinstance(answer, Reply) else None for answer in answers]
 
+    def _check_yield(self, who: Teacher, stage: Stage, kept: int, wanted: int) -> None:
+        """Raises InputError, with the choices that are left, where next to nothing is of use.
+
+        Where answers failed that is no fault of the writer's.
+        """
+        hopeless = kept < HOPELESS * wanted and not stage.unused["failed"]
+        if hopeless and self.config.stop_early:
+            why = _counted(stage.unused + stage.lost)
+            raise InputError(
+                f"{stage.name}: {kept} of {wanted} of use{why}: stopped, since {who.name} will "
+                "hardly do better. Choose: a stronger writer (--teacher-url and --teacher-model, "
+                "or --teacher; --responses teacher where answers are at fault), "
+                "--domain and --effect in your own words, or --no-stop-early"
+            )
+
     # ---- the teacher's: from the sentence to prompts ----
 
     def describe(self, teacher: Teacher, described: dict[str, Any]) -> dict[str, str]:
@@ -141,6 +165,7 @@ class Stages:
             for name in wanted:
                 if not stage.sift(None if name in read else "not found in any answer"):
                     stage.notes.append(f"the {name} is the sentence itself: better write one")
+            self._check_yield(teacher, stage, stage.kept, len(wanted))
         fallback = {"domain": f'whatever "{feedback}" is about', "effect": feedback}
         return {name: read.get(name, fallback[name]) for name in wanted}
 
@@ -156,6 +181,7 @@ class Stages:
                 if len(found) == count:
                     break
             _require_answers(teacher, stage)
+            self._check_yield(teacher, stage, len(found), count)
             if not found:
                 stage.notes.append("the domain is the only category")
         return found or [domain]
@@ -184,7 +210,18 @@ class Stages:
                 revised = self._revised(teacher, stage, about, drafts, applies, attempt)
                 for name, prompts in zip(lacking, revised, strict=True):
                     _collect(stage, prompts, found[name], count, distinct)
-        return [prompt for prompts in found.values() for prompt in prompts]
+                if attempt == 0:
+                    kept = sum(map(len, found.values()))
+                    self._check_yield(teacher, stage, kept, count * len(categories))
+        return self.at_most([prompt for prompts in found.values() for prompt in prompts], scope)
+
+    def at_most(self, prompts: list[str], scope: str) -> list[str]:
+        """`max_prompts` of them, from all categories, in their order."""
+        most = self.config.max_prompts or len(prompts)
+        if len(prompts) <= most:
+            return prompts
+        draw = random.Random(f"{self.config.seed}/{scope}")
+        return [prompts[place] for place in sorted(draw.sample(range(len(prompts)), most))]
 
     def _revised(
         self,
@@ -292,6 +329,9 @@ class Stages:
                             ending = "length" if _is_cut_off(reply) else "stop"
                             line[f"{response}_finish_reason"] = ending
                 waiting = [line for line, _ in refused]
+                if attempt == 0 and stage.found >= FEWEST:
+                    kept = stage.found - len(waiting)
+                    self._check_yield(self.student, stage, kept, stage.found)
             for line, reason in refused:
                 stage.lost[reason] += 1
                 if response in ("baseline", "revised"):

@@ -29,6 +29,7 @@ class Ask:
     max_tokens: int
     temperature: float
     seed: int = 0
+    top_p: float = 1.0
 
     @property
     def chat(self) -> Messages:
@@ -128,7 +129,10 @@ class Cached:
             try:
                 record = json.loads(line)
                 messages = tuple((role, content) for role, content in record["messages"])
-                ask = Ask(messages, *(record[key] for key in ("max_tokens", "temperature", "seed")))
+                # Lines of earlier versions have no top_p.
+                record = {"top_p": 1.0, **record}
+                keys = ("max_tokens", "temperature", "seed", "top_p")
+                ask = Ask(messages, *(record[key] for key in keys))
                 reply, whose = Reply(record["text"], record["finish_reason"]), record["teacher"]
             except (ValueError, KeyError, TypeError):
                 where = f"{self.file}, line {number}"

@@ -47,7 +47,8 @@ class Anchors:
             return cls([], 0.0)
         texts = general_prompts(ANSWERS, run.seed, "anchors")
         prompts = [tuple(run.tokenizer.encode_prompt(text)) for text in texts]
-        return cls.to(model, [p for p in prompts if len(p) < max_length], weight, run)
+        limit = min(max_length, model.config.max_position_embeddings - TOKENS)
+        return cls.to(model, [p for p in prompts if len(p) < limit], weight, run)
 
     @classmethod
     def to(
@@ -58,7 +59,8 @@ class Anchors:
             return cls([], 0.0)
         seed = run.derive_seed("anchors", 0)
         with run.phase("sample"), reference_policy(model, None):
-            groups = sample(model, prompts, 1, SamplingConfig(TOKENS), seed=seed)
+            on_token = run.sampling_progress(0, len(prompts))
+            groups = sample(model, prompts, 1, SamplingConfig(TOKENS), seed=seed, on_token=on_token)
         answers = zip(prompts, groups, strict=True)
         return cls([Example(prompt, group[0].ids) for prompt, group in answers], weight)
 

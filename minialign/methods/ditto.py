@@ -44,7 +44,7 @@ from minialign.methods.sft import train as train_sft
 from minialign.methods.sft import work as sft_work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import copy_adapter, trainable_parameters
-from minialign.policy.measure import nats_per_token
+from minialign.policy.measure import nats_per_token, rollout_gap
 from minialign.policy.packing import distinct_tokens, micro_batches
 from minialign.policy.peft import adapter_state, load_adapter_state
 from minialign.policy.reference_scores import ReferenceScores
@@ -53,11 +53,13 @@ from minialign.policy.score import score
 from minialign.training.optimizer import Optimizer, constant_with_warmup
 from minialign.training.run import Run
 from minialign.training.state import Parts
+from minialign.weights.devices import pick_precision
 
 ADAPTER = "ditto"
 # With `update_reference`: what the policy was when the round began.
 FOLLOWER = "reference"
 SAMPLES = "samples.jsonl"
+OFF_POLICY = "rollouts/nats_from_policy"
 
 
 def train(
@@ -94,18 +96,23 @@ def train(
     first = run.restore(name, parts) or 0
     # No dropout: the policy must be comparable with its reference.
     model.eval()
+    written: dict[str, float] = {}
     for step in run.steps(name, first, knobs.max_steps, parts):
         if len(pool.rounds) <= step // knobs.resample_every:
             if knobs.update_reference:
                 load_adapter_state(model, FOLLOWER, adapter_state(model, name), name)
             with run.phase("sample"):
-                pool.add_round(_sample_round(model, pool, knobs, run))
+                answers = _sample_round(model, pool, knobs, run)
+                written = _rollout_metrics(model, pool, answers, knobs, run)
+                pool.add_round(answers)
             run.write_lines(SAMPLES, pool.records(reference, run.tokenizer))
+            # Answers are what takes longest.
+            run.save()
         rng = random.Random(f"{run.seed}/pairs/{step}")
         pairs = pool.draw(knobs.pairs_per_step, knobs.mix, rng)
         with run.phase("train"):
             metrics = preference_step(model, pairs, reference, knobs, run.micro_batch_tokens)
-            metrics |= anchors.backward(model, name, step, run) | optimizer.step(step)
+            metrics |= anchors.backward(model, name, step, run) | optimizer.step(step) | written
         ends_round = (step + 1) % knobs.resample_every == 0 or step + 1 == knobs.max_steps
         if ends_round:
             metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
@@ -130,6 +137,21 @@ def _sample_round(
             len(pool.rounds) + 1, len(prompts) * knobs.samples_per_prompt
         ),
     )
+
+
+def _rollout_metrics(
+    model: CausalLM,
+    pool: ComparisonPool,
+    answers: list[list[Completion]],
+    knobs: DittoConfig,
+    run: Run,
+) -> dict[str, float]:
+    """How far the rollouts lie from the policy, where they were computed in another type."""
+    width, name = model.config.hidden_size, knobs.sampling.rollout_dtype
+    if pick_precision(name, model.device, width) == "model":
+        return {}
+    prompts = [demonstration.prompt_ids for demonstration in pool.demonstrations]
+    return {OFF_POLICY: rollout_gap(model, prompts, answers, run.micro_batch_tokens)}
 
 
 def preference_step(
@@ -218,8 +240,10 @@ def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
     answers = [sample for group in pool.rounds[-1] for sample in group]
     ended = sum(sample.completion.finish_reason == "stop" for sample in answers)
     margin = metrics.get("rewards/margins", 0.0)
+    gap = metrics.get(OFF_POLICY)
+    written = "" if gap is None else f", {gap:.3f} nats a token from the policy"
     return (
-        f"{len(answers)} answers, {ended} of them ended by themselves; "
+        f"{len(answers)} answers, {ended} of them ended by themselves{written}; "
         f"loss {metrics['loss']:.2f}, margin {margin:.2f}"
     )
 

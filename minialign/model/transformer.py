@@ -184,6 +184,7 @@ class Transformer(nn.Module):
         config, x = self.config, self.embed_tokens(ids)
         if config.embedding_multiplier != 1:  # rounded to the model's type, as it was trained
             x = x * torch.tensor(config.embedding_multiplier, dtype=x.dtype)
+        x = x.to(self.norm.weight.dtype)
         turns = [turn_of(rope, config.head_dim, positions, x.dtype) for rope in self.ropes]
         for layer, number in zip(self.layers, self.rope_numbers, strict=True):
             turn = turns[number]
@@ -198,7 +199,8 @@ class Transformer(nn.Module):
 class CausalLM(nn.Module):
     """The transformer and its head.
 
-    `name`, `revision` and `stop_ids` travel along, for adapters and for the sampler.
+    `name`, `revision` and `stop_ids` travel along, for adapters and for the sampler; and
+    `ordinary_ids`, a text by which int8 products are scaled.
     """
 
     def __init__(self, config: ModelConfig, name: str = "") -> None:
@@ -207,6 +209,7 @@ class CausalLM(nn.Module):
         self.name = name
         self.revision: str | None = None
         self.stop_ids: tuple[int, ...] = ()
+        self.ordinary_ids: tuple[int, ...] = ()
         self.model = Transformer(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
@@ -230,7 +233,13 @@ class CausalLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of the matrices."""
         return self.model.embed_tokens.weight.dtype
+
+    @property
+    def stream_dtype(self) -> torch.dtype:
+        """The type of what flows between the products: float32 on a processor."""
+        return self.model.norm.weight.dtype
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states (N, D) of a flat list of tokens; whoever needs it applies the head."""

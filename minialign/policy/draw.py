@@ -20,26 +20,36 @@ if TYPE_CHECKING:
 BLOCK = 256  # numbers that the draw sums up at a time
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+def draw_tokens(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:
     """Inverse transform sampling: the first token whose cumulative probability exceeds u.
 
-    Logits (B, V), up to a constant a row, and uniforms (B,) -> token ids (B,).
+    Logits (B, V), up to a constant a row, and uniforms (B,) -> token ids (B,), and their
+    log-probabilities (B,) by the logits as they are.
 
     Temperature first, then top-k, then top-p, as transformers does. Temperature 0 is argmax.
     """
+    probabilities = logits.softmax(-1)
     if config.temperature == 0:
-        return logits.argmax(-1)
-    scaled = logits if config.temperature == 1 else logits / config.temperature
+        ids = logits.argmax(-1)
+    else:
+        weights = _narrowed(logits, config) if config.narrows else probabilities
+        # A u that rounds to 1 would exceed every cumulative probability, and draw the last token
+        # of the vocabulary whether it was kept or not.
+        below_one = 1 - torch.finfo(weights.dtype).eps / 2
+        ids = _first_exceeding(weights, uniforms.to(weights.dtype).clamp(max=below_one))
+    chosen = probabilities.gather(1, ids[:, None]).squeeze(1)
+    return ids, chosen.clamp_(min=torch.finfo(chosen.dtype).tiny).log_()
+
+
+def _narrowed(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """What is drawn from, (B, V), which need not add up to 1."""
+    scaled = logits / config.temperature
     if config.top_k and config.top_k < logits.shape[-1]:
         kept = scaled.topk(config.top_k).values[:, -1:]
         scaled = scaled.masked_fill(scaled < kept, -torch.inf)
     if config.top_p < 1:
         scaled = _keep_top_p(scaled, config.top_p)
-    weights = scaled.softmax(-1)  # one pass; whether they add up to 1 does not matter
-    # A u that rounds to 1 would exceed every cumulative probability, and draw the last token of the
-    # vocabulary whether it was kept or not.
-    below_one = 1 - torch.finfo(weights.dtype).eps / 2
-    return _first_exceeding(weights, uniforms.to(weights.dtype).clamp(max=below_one))
+    return scaled.softmax(-1)
 
 
 def _first_exceeding(weights: Tensor, shares: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from minialign.data.knobs import knob, require
 
@@ -50,6 +51,12 @@ class SamplingConfig:
     cache_gb: float = knob(
         8.0, "keys and values held at most, in GB: where they are more, fewer rows are written"
     )
+    rollout_dtype: Literal["auto", "model", "float32", "bfloat16", "int8"] = knob(
+        "model",
+        "in what completions are computed while they are written: the model's own type, another, "
+        "or auto: int8 on a processor that is fastest at it; what is learned is scored in the "
+        "model's own",
+    )
 
     def fitted(self, longest: int) -> SamplingConfig:
         """max_new_tokens = 0 stands for `longest` tokens, with a quarter to spare."""
@@ -66,3 +73,8 @@ class SamplingConfig:
         require(self.top_k >= 0, f"top_k must not be negative, not {self.top_k}")
         require(self.max_rows >= 1, f"max_rows must be at least 1, not {self.max_rows}")
         require(self.cache_gb > 0, f"cache_gb must be positive, not {self.cache_gb}")
+
+    @property
+    def narrows(self) -> bool:
+        """Whether tokens are drawn from another distribution than the policy's."""
+        return self.temperature != 1 or self.top_k > 0 or self.top_p < 1

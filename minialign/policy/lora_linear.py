@@ -57,12 +57,37 @@ class LoRALinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in) -> (N, out)
         y = linear(x, self.weight, self.packed)
+        if self.packed is not None and not torch.is_grad_enabled():
+            return y if self.is_packed else self.updated(y, x)
         if self.active is None or self.merged:
             return y
-        config = self.configs[self.active]
-        wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[self.active].dtype)
-        scale = config.alpha / config.rank
-        return AddUpdate.apply(y, wide, self.lora_A[self.active], self.lora_B[self.active], scale)
+        wide, a, b, scale = self._update(self.active, x)
+        return AddUpdate.apply(y, wide, a, b, scale)
+
+    def updated(self, y: Tensor, x: Tensor) -> Tensor:
+        """In two small calls: for the few rows of a sampler calls cost more than what they do.
+
+        Scores take the other way, with a gradient or without: theirs have to agree to the last bit.
+        """
+        if self.active is None or self.merged:
+            return y
+        wide, a, b, scale = self._update(self.active, x)
+        low = F.linear(wide, a)
+        if y.dtype != low.dtype:
+            return y.add_(F.linear(low, b), alpha=scale)
+        return y.addmm_(low, b.t(), alpha=scale)
+
+    def _update(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+        """What x brings to adapter `name`, its A and B, and its scale."""
+        config = self.configs[name]
+        wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[name].dtype)
+        return wide, self.lora_A[name], self.lora_B[name], config.alpha / config.rank
+
+    def effective(self) -> Tensor:
+        weight = super().effective()
+        if self.active is None or self.merged:
+            return weight
+        return weight + self.delta(self.active)
 
     @torch.no_grad()
     def merge(self) -> int:

@@ -21,6 +21,7 @@ from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.packing import micro_batches
 from minialign.policy.reference import reference_policy
+from minialign.policy.sample import Completion
 from minialign.policy.score import divergence, score
 
 
@@ -75,6 +76,30 @@ def drift(
     with reference_policy(model, adapter):
         total = _in_parts(lambda part: divergence(model, part, None), ordinary, max_tokens).sum()
     return float(total) / sum(len(sequence.completion_ids) for sequence in ordinary)
+
+
+def rollout_gap(
+    model: CausalLM,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Completion]],
+    max_tokens: int,
+) -> float:
+    """How far what wrote the answers lies from the policy: KL(rollouts || policy), nats per token.
+
+    Estimated by log q(text) - log pi(text) of answers to each prompt in turn, of some `max_tokens`
+    tokens together.
+    """
+    chosen: dict[Example, float] = {}
+    turns = (
+        pair for turn in zip(*answers, strict=True) for pair in zip(prompts, turn, strict=True)
+    )
+    for prompt, answer in turns:
+        if sum(map(len, chosen)) >= max_tokens:
+            break
+        chosen[Example(tuple(prompt), answer.ids)] = answer.logprob
+    tokens = sum(len(example.completion_ids) for example in chosen)
+    own = float(scores(model, list(chosen), max_tokens).sum())
+    return (sum(chosen.values()) - own) / max(1, tokens)
 
 
 @torch.no_grad()

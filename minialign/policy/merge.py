@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minialign.policy.adapters import lora_layers
 
@@ -42,3 +42,31 @@ def merged_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         if not inner:
             unmerge_adapter(model)
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's own tensors by their names; a tied head is not among them."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." not in name and ".lora_B." not in name:
+            yield name, parameter.detach()
+
+
+def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Every weight of the model by its name: with the active adapter in float32, and without.
+
+    One after the other; where no adapter reaches, both are the same tensor.
+    """
+    layers = lora_layers(model)
+    for name, base in base_parameters(model):
+        layer = layers.get(name.removesuffix(".weight"))
+        if layer is None or layer.active is None:
+            yield name, base, base
+        else:
+            yield name, base.float() + layer.delta(layer.active).detach(), base
+
+
+def active_factors(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The active adapter by the names of the weights it changes: A (rank, in) and B (out, rank)."""
+    for name, layer in lora_layers(model).items():
+        if layer.active is not None:
+            yield f"{name}.weight", layer.lora_A[layer.active], layer.lora_B[layer.active]

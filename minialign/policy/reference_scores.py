@@ -46,6 +46,7 @@ class ReferenceScores:
 
     def state(self) -> dict[str, Tensor]:
         """What is known so far; each prompt once."""
+        self._forget_if_changed()
         prompts = list(dict.fromkeys(example.prompt_ids for example in self.known))
         place = {prompt: number for number, prompt in enumerate(prompts)}
         prompt_ids, prompt_lengths = ragged(prompts)

@@ -23,11 +23,12 @@ from minialign.data.records import Messages
 from minialign.errors import InputError
 from minialign.model.attention import PackedAttention
 from minialign.model.cache import KVCache, places_of
-from minialign.model.matmul import packed_weights
+from minialign.model.matmul import Ranges, input_ranges, packed_weights
 from minialign.model.segments import Segment
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.merge import merged_adapter
+from minialign.weights.devices import pick_precision
 
 if TYPE_CHECKING:
     from minialign.weights.tokenizer import Tokenizer
@@ -87,7 +88,8 @@ def sample(
     number in `streams` (in [0, 2^32)), by which it writes the same whatever else is asked.
 
     In float32 the same seed gives the same completions whatever `config.max_rows` is, up to
-    rounding where a random number falls between two tokens. The active adapter is merged into the
+    rounding where a random number falls between two tokens. (In int8 the products add nothing to
+    that.) The active adapter is merged into the
     weights meanwhile, where that loses nothing, and they come back bit for bit.
 
     Raises InputError for an empty prompt or one that leaves no room in the model's context.
@@ -95,16 +97,27 @@ def sample(
     limits = [_room(model, prompt, config.max_new_tokens) for prompt in prompts]
     if not prompts or n == 0:
         return [[] for _ in prompts]
+    precision = pick_precision(config.rollout_dtype, model.device, model.config.hidden_size)
     training = model.training
     model.eval()
     try:
-        with merged_adapter(model), packed_weights(model):
+        ranges = _ordinary_ranges(model) if precision == "int8" else None
+        with merged_adapter(model), packed_weights(model, precision, ranges):
             keys = range(len(prompts)) if streams is None else streams
             rows = _write(model, prompts, n, config, limits, seed, keys, on_token)
     finally:
         model.train(training)
     done = {(row.prompt, row.sample): row for row in rows}
     return [[_completion(done[p, s]) for s in range(n)] for p in range(len(prompts))]
+
+
+def _ordinary_ranges(model: CausalLM) -> Ranges:
+    """What the linear layers read of the model's ordinary text; empty if it has none."""
+    ids = torch.tensor(model.ordinary_ids[: model.config.max_position_embeddings])
+    with input_ranges(model) as ranges:
+        if len(ids):
+            model.logits(ids[None])
+    return ranges
 
 
 def _completion(row: _Row) -> Completion:
@@ -185,7 +198,7 @@ def cache_bytes(model: CausalLM, longest: int) -> int:
     config = model.config
     places = places_of(config.windows, longest)
     numbers = 2 * config.num_hidden_layers * places * config.num_key_value_heads * config.head_dim
-    return numbers * model.dtype.itemsize
+    return numbers * model.stream_dtype.itemsize
 
 
 def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
@@ -196,7 +209,7 @@ def _new_cache(model: CausalLM, longest: int, rows: int) -> KVCache:
         longest,
         config.num_key_value_heads,
         config.head_dim,
-        dtype=model.dtype,
+        dtype=model.stream_dtype,
         device=model.device,
     )
 
@@ -273,9 +286,7 @@ def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]
     """Draws one token for each live row and notes its log-probability."""
     numbers = [float(row.uniforms[len(row.ids)]) for row in live]
     uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
-    ids = draw_tokens(logits, uniforms, config)
-    # not from logsumexp, which is several times slower than log_softmax on a processor
-    chosen = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+    ids, chosen = draw_tokens(logits, uniforms, config)
     for row, token, logprob in zip(live, ids.tolist(), chosen.tolist(), strict=True):
         row.ids.append(token)
         row.logprob += logprob

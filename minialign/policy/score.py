@@ -10,26 +10,56 @@ Shape letters: N packed tokens, S distinct sequences, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence as Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from minialign.data.records import Example
 from minialign.fused import linear_kl, linear_logps
 from minialign.model.attention import PackedAttention
 from minialign.model.transformer import CausalLM
-from minialign.policy.packing import Packed
+from minialign.policy.packing import Packed, distinct_tokens, micro_batches
 from minialign.policy.reference import reference_policy
 
+# What one call holds for its backward pass: some 2 GB for a model of 135 M parameters.
+MAX_TOKENS = 4096
 
-def score(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
+
+def score(
+    model: CausalLM, sequences: Sequence[Example], max_tokens: int | None = MAX_TOKENS
+) -> Tensor:
     """log pi(completion | prompt), summed over the completion's tokens.
 
     A differentiable (len(sequences),) in float32.
 
     Equal to gathering `log_softmax(model.logits(...))` sequence by sequence. An empty completion
     scores 0.
+
+    Where there are more than `max_tokens` distinct tokens, parts of about so many are scored in
+    turn, and the backward pass computes each part again: memory is that of one part, the values
+    and gradients are the same, and learning takes a third longer. None: all at once.
     """
+    distinct = list(dict.fromkeys(sequences))
+    if max_tokens is None or distinct_tokens(distinct) <= max_tokens:
+        return _score(model, sequences)
+    parts = list(micro_batches(distinct, lambda sequence: (sequence,), max_tokens))
+    scores = torch.cat([_again(model, part) for part in parts])
+    place = {sequence: number for number, sequence in enumerate(chain.from_iterable(parts))}
+    return scores[torch.tensor([place[s] for s in sequences], device=model.device)]
+
+
+def _again(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
+    """`_score`, of which nothing is kept: the backward pass computes it again."""
+    if not torch.is_grad_enabled():
+        return _score(model, sequences)
+    scores = checkpoint(_score, model, sequences, use_reentrant=False)
+    assert isinstance(scores, Tensor)
+    return scores
+
+
+def _score(model: CausalLM, sequences: Sequence[Example]) -> Tensor:
     packed = Packed.of(sequences)
     if not packed.targets:
         return torch.zeros(len(sequences), device=model.device)

@@ -37,8 +37,13 @@ class TrainOptions:
         "or a sentence, of which such a folder is made first, by the model that is trained: "
         "sample.py --feedback has more to choose",
     )
+    votes: str = knob(
+        "", "or a person's votes, from `minialign blind`, as preference pairs, for dpo and sft"
+    )
     init_adapter: str = knob(
-        "", "go on from this run's or folder's adapter (with --data)", subject="the model"
+        "",
+        "go on from this run's or folder's adapter (with --data or --votes)",
+        subject="the model",
     )
     out: str = knob("", "run folder; by default runs/NAME of --demos or --data", subject="the run")
     model: str = knob(
@@ -67,6 +72,9 @@ class TrainOptions:
         "what the backward pass computes again: nothing; what is cheap; or whole layers, for half "
         "more time and a tenth of the memory",
     )
+    save_every: float = knob(
+        60.0, "seconds between two saved states, which --resume goes on from; 0: before every step"
+    )
     prompt: str = knob(
         "",
         "what is answered before and after; by default the first held-out prompt",
@@ -88,4 +96,5 @@ class TrainOptions:
             self.micro_batch_tokens >= 1,
             f"micro_batch_tokens must be at least 1, not {self.micro_batch_tokens}",
         )
+        require(self.save_every >= 0, f"save_every must not be negative, not {self.save_every}")
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")

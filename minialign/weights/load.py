@@ -8,6 +8,8 @@ mismatch is one line that names the tensor.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minialign.data.files import read_json
+from minialign.data.general import general_prompts
 from minialign.errors import InputError
 from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
 from minialign.weights.devices import pick_device, pick_dtype
-from minialign.weights.find import find_checkpoint
+from minialign.weights.find import find_checkpoint, lasting_name
 from minialign.weights.folder import weight_files
+from minialign.weights.gguf import gguf_config, gguf_shapes, gguf_stop_ids, gguf_tensors
 from minialign.weights.tokenizer import Tokenizer
 
 # Tensors that some families store as one: their parts, one below the other.
@@ -39,15 +43,17 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
 ) -> tuple[CausalLM, Tokenizer]:
-    """A model and its tokenizer, by alias, hub id or folder.
+    """A model and its tokenizer, by alias, hub id, folder, GGUF file or ollama:NAME.
 
-    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 on a GPU that has it, float32
-    elsewhere). Raises InputError, one line, for whatever is wrong with the name or the checkpoint.
+    dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 where the device is fast at it,
+    float32 elsewhere). Raises InputError, one line, for whatever is wrong with the name or the
+    checkpoint.
     """
     target = pick_device(device)
     folder = find_checkpoint(name, revision)
     tokenizer = Tokenizer.from_folder(folder)
-    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target), target)
+    width = read_model_config(folder).hidden_size
+    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target, width), target)
     model.revision = revision
     return model, tokenizer
 
@@ -63,12 +69,13 @@ def load_for(
     stop_ids = _stop_ids(folder, tokenizer, vocab_size)
     tokenizer.fit(vocab_size)
     model = load_model(folder, dtype, device)
-    model.name, model.stop_ids = name, stop_ids
+    model.name, model.stop_ids = lasting_name(name, folder), stop_ids
+    model.ordinary_ids = tuple(tokenizer.encode_prompt(" ".join(general_prompts(12, 0)))[:128])
     return model
 
 
 def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    """The model of an HF-layout folder: config.json, and safetensors in one file or in shards.
+    """The model of an HF-layout folder (safetensors in one file or in shards), or a GGUF file.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
     shape or type, a number that is not finite, a damaged file.
@@ -80,7 +87,7 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     needed = {
         key: parameter.shape for key, parameter in model.named_parameters()
     }  # a tied head is not among them
-    state = {}
+    state = _read_gguf(folder, needed, dtype, device) if folder.is_file() else {}
     for file in _tensor_files(folder):
         state.update(_read_tensors(file, needed, config, dtype, device))
     missing = sorted(needed.keys() - state.keys())
@@ -103,12 +110,28 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        return gguf_config(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: not a model folder (config.json is missing)")
     return read_json(folder / "config.json")
 
 
+def stored_dtype(folder: Path) -> str:
+    """The type that holds all of a checkpoint's weights; of a GGUF file's, float32."""
+    if folder.is_file():
+        return "float32"
+    kinds = set()
+    for file in _tensor_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            kinds |= {tensors.get_slice(key).get_dtype() for key in tensors.keys()}
+    half = {"F16": "float16", "BF16": "bfloat16"}
+    return half.get(kinds.pop(), "float32") if len(kinds) == 1 else "float32"
+
+
 def _tensor_files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return []  # a GGUF file
     files = [folder / name for name in weight_files(folder)]
     for file in files:
         if not file.exists():
@@ -135,7 +158,11 @@ def _read_tensors(
                 parts = parts_of(key) if config.family.fused else [key]
                 stored = tensors.get_slice(key)
                 _check_tensor(file, key, stored, [needed.get(part) for part in parts])
-                tensor = tensors.get_tensor(key).to(device, dtype)
+                tensor = tensors.get_tensor(key)
+                # on a processor only the products are of a half type (model/matmul.py)
+                wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
+                # copied, or one norm would keep the whole file in memory
+                tensor = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
                 _check_numbers(file, key, tensor)
                 pieces = tensor.split([needed[part][0] for part in parts])
                 state.update(zip(parts, pieces, strict=True))
@@ -144,12 +171,47 @@ def _read_tensors(
     return state
 
 
+def _read_gguf(
+    file: Path, needed: dict[str, torch.Size], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """All shapes are checked before the first tensor is read."""
+    for name, shape in gguf_shapes(file).items():
+        if shape != needed.get(name):
+            wanted = tuple(needed[name]) if name in needed else "no such tensor"
+            raise InputError(f"{file}: {name} has shape {shape}, its settings make it {wanted}")
+    return {name: torch.from_numpy(array).to(device, dtype) for name, array in gguf_tensors(file)}
+
+
 def parts_of(key: str) -> list[str]:
     """The tensors that a fused one holds, one below the other; of any other key, itself."""
     for fused, parts in FUSED.items():
         if f".{fused}." in key:
             return [key.replace(fused, part) for part in parts]
     return [key]
+
+
+def whole_of(key: str) -> str:
+    """The fused tensor that a part belongs to; of any other key, itself."""
+    for fused, parts in FUSED.items():
+        for part in parts:
+            if f".{part}." in key:
+                return key.replace(part, fused)
+    return key
+
+
+def joined_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What a fused family stores, of shapes under the names that they have here."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        whole = whole_of(name)
+        found[whole] = (found.get(whole, (0,))[0] + shape[0], *shape[1:])
+    return found
+
+
+def joined(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """What a fused family stores; a whole's parts come one after the other."""
+    for whole, parts in itertools.groupby(tensors, key=lambda item: whole_of(item[0])):
+        yield whole, torch.cat([tensor for _, tensor in parts])
 
 
 def _check_tensor(file: Path, key: str, stored: Any, shapes: list[torch.Size | None]) -> None:
@@ -188,6 +250,8 @@ def _stop_ids(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> tuple[int,
     """
     named: list[tuple[Any, Path]] = []
     named += [(token, folder / "tokenizer.json") for token in tokenizer.stop_ids]
+    if folder.is_file():
+        named += [(token, folder) for token in gguf_stop_ids(folder)]
     for name in ("config.json", "generation_config.json"):
         file = folder / name
         found = read_json(file).get("eos_token_id") if file.exists() else None

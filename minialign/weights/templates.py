@@ -38,8 +38,13 @@ class ChatTemplate:
     def __init__(self, source: str, bos: str | None, eos: str) -> None:
         self.source, self.bos, self.eos = source, bos, eos
 
-    def render(self, messages: Messages, begin_answer: bool = True) -> str:
-        """The conversation as text, at its end what begins an answer.
+    def render(
+        self,
+        messages: Messages,
+        begin_answer: bool = True,
+        today: datetime.datetime | None = None,
+    ) -> str:
+        """The conversation as text, at its end what begins an answer; `today` is else the clock's.
 
         Raises InputError if the template refuses, fails, or does not come to an end.
         """
@@ -54,6 +59,7 @@ class ChatTemplate:
                     documents=None,
                     add_generation_prompt=begin_answer,
                     enable_thinking=False,
+                    strftime_now=(today or datetime.datetime.now()).strftime,
                     bos_token=self.bos or "",
                     eos_token=self.eos,
                 )
@@ -95,7 +101,6 @@ class _Bounded(ImmutableSandboxedEnvironment):
         self.filters = {name: self._charged(name, f) for name, f in self.filters.items()}
         self.filters |= {"tojson": _to_json, "timed": self._timed, "joined": self._joined}
         self.globals["raise_exception"] = _raise_template_error
-        self.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
 
     def start(self) -> None:
         self.deadline, self.left = time.monotonic() + SECONDS, MOST

@@ -12,6 +12,7 @@ Three rules hold everywhere, in SFT, sampling and scoring alike:
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import tokenizers
 from minialign.data.files import read_json
 from minialign.data.records import Messages
 from minialign.errors import InputError
+from minialign.weights.gguf_header import read_header
+from minialign.weights.gguf_tokenizer import read_tokenizer
 from minialign.weights.templates import ChatTemplate
 
 PROBE = "7Qx"  # an answer that no template has in it, nor changes
@@ -44,16 +47,26 @@ class Tokenizer:
         self.backend = backend
         self.backend.no_padding()
         self.backend.no_truncation()
-        self.eos, self.bos, self.template = eos, bos, template
-        self._chat = None if template is None else ChatTemplate(template, bos, eos)
+        self.eos, self.bos = eos, bos
+        # What a template takes for today: a run that goes on tomorrow keeps it.
+        self.today = datetime.datetime.now()
         self.bos_id = self._special_id(bos) if bos else None
+        self.template = template
+        self._known: int | None = None
+        adds_bos = self.backend.encode("a", add_special_tokens=True).ids[:1] == [self.bos_id]
+        self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
+
+    @property
+    def template(self) -> str | None:
+        return None if self._chat is None else self._chat.source
+
+    @template.setter
+    def template(self, source: str | None) -> None:
+        self._chat = None if source is None else ChatTemplate(source, self.bos, self.eos)
         self._opening, end = self._probe()
-        own = self._special_id(eos)
+        own = self._special_id(self.eos)
         self.eos_id = own if end is None else end
         self.stop_ids = tuple(dict.fromkeys((self.eos_id, own)))
-        self._known: int | None = None
-        adds_bos = self.backend.encode("a", add_special_tokens=True).ids[0] == self.bos_id
-        self.add_bos = self.bos_id is not None and (add_bos or adds_bos)
 
     def fit(self, vocab_size: int) -> None:
         """Tells how many ids the model knows; texts that need others are refused from now on.
@@ -88,9 +101,14 @@ class Tokenizer:
     def from_folder(cls, folder: str | Path) -> Tokenizer:
         """Reads tokenizer.json, tokenizer_config.json and, if there, chat_template.jinja.
 
+        A GGUF file holds all three.
+
         Raises InputError where a file is missing or broken, or names no end token.
         """
         folder = Path(folder)
+        if folder.is_file():
+            backend, config = read_tokenizer(read_header(folder))
+            return cls._of(backend, folder, config, config["chat_template"])
         config = read_json(folder / "tokenizer_config.json")
         file = folder / "tokenizer.json"
         if not file.exists():
@@ -105,16 +123,21 @@ class Tokenizer:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{file}: cannot be read: {reason}") from None
         named = folder / "tokenizer_config.json"
+        return cls._of(backend, named, config, _chat_template(folder, config))
+
+    @classmethod
+    def _of(
+        cls,
+        backend: tokenizers.Tokenizer,
+        named: Path,
+        config: dict[str, Any],
+        template: str | None,
+    ) -> Tokenizer:
         eos = _token_text(config, "eos_token", named)
         if eos is None:
             raise InputError(f"{named}: eos_token is missing: no completion could end")
-        return cls(
-            backend,
-            eos,
-            _token_text(config, "bos_token", named),
-            _chat_template(folder, config),
-            bool(config.get("add_bos_token", False)),
-        )
+        bos = _token_text(config, "bos_token", named)
+        return cls(backend, eos, bos, template, bool(config.get("add_bos_token", False)))
 
     def _probe(self) -> tuple[str, int | None]:
         """How the template frames an answer: what stands before it, and the token that ends it.
@@ -152,7 +175,7 @@ class Tokenizer:
             return "\n\n".join(message["content"] for message in messages).rstrip(" ")
         # A trailing space would be a token of its own, where the completion's first word brings its
         # own space.
-        return self._chat.render(messages).rstrip(" ") + self._opening
+        return self._chat.render(messages, today=self.today).rstrip(" ") + self._opening
 
     def encode_prompt(self, messages_or_text: Messages | str) -> list[int]:
         """Token ids up to where the assistant begins; a text is one message of the user."""

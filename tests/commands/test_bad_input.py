@@ -195,7 +195,7 @@ TRAIN: dict[str, tuple[Prepare, list[str], list[str]]] = {
     "an unsupported model_type": (
         model_config(model_type="gpt2"),
         [*TOY, "--out", "new"],
-        ["toy: config.json: model_type 'gpt2'", "llama or mistral"],
+        ["toy: config.json: model_type 'gpt2'", "none of llama, mistral"],
     ),
     "an unsupported activation": (
         model_config(hidden_act="gelu"),
@@ -283,7 +283,7 @@ WRONG_VALUES = {
     "--learning-rat 1": ["unrecognized arguments: --learning-rat", "--help"],
     "--learning-rate fast": ["--learning-rate", "'fast'"],
     "--learning-rate 0": ["learning_rate must be positive"],
-    "--learning-rate nan": ["learning_rate must be positive"],
+    "--learning-rate nan": ["invalid float value: 'nan'"],
     "--sft-learning-rate -1": ["sft_learning_rate must be positive"],
     "--sft-batch-size 0": ["sft_batch_size must be at least 1"],
     "--lora-rank 0": ["lora_rank must be at least 1"],

@@ -38,7 +38,7 @@ TYPED = {
     **{"sft_warmup_ratio": "0.5", "sft_stop_loss": "0.75", "sft_stop_ratio": "0.5"},
     "sft_train_on_prompt": "",
     **{"max_new_tokens": "77", "temperature": "0.5", "top_p": "0.9", "top_k": "11"},
-    **{"max_rows": "5", "cache_gb": "1.5"},
+    **{"max_rows": "5", "cache_gb": "1.5", "rollout_dtype": "int8"},
     **{"max_steps": "12", "resample_every": "3", "samples_per_prompt": "4"},
     **{"pairs_per_step": "6", "expert_fraction": "0.5", "replay_fraction": "0.25"},
     **{"inter_model_fraction": "0.25", "beta": "0.2", "learning_rate": "0.02"},

@@ -126,7 +126,7 @@ def test_inspect_marks_the_span_of_the_draft_and_all_of_the_final(workplace: Pat
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--data", "edits.jsonl"), "give --edits, --demos or --data, not several"),
+        (("--data", "edits.jsonl"), "give --edits, --votes, --demos or --data, not several"),
         (("--method", "dpo"), "--method dpo learns from"),
         (("--loss", "ipo"), "--method edits fixes --loss: use --method dpo"),
         (("--edits", "none.jsonl"), "none.jsonl: no such file"),

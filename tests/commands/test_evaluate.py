@@ -344,14 +344,15 @@ def test_the_page_shows_all_contestants_and_their_answers(
     assert f"{written['contestants']['ditto']['nats_per_token']:.3f}" in page
 
 
-def test_evaluating_writes_two_files_and_leaves_the_run(copy: Path) -> None:
+def test_evaluating_writes_three_files_and_leaves_the_run(copy: Path) -> None:
     folder = copy / "runs" / "sft"
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     run_evaluation(copy, "runs/sft", *FAST)
     after = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     assert after.keys() - before.keys() == {folder / "evaluation.json"}
     changed = {path for path, content in before.items() if after[path] != content}
-    assert changed == {folder / "report.html"}
+    # The adapter's card says how it was judged.
+    assert changed == {folder / "report.html", folder / "adapter" / "README.md"}
 
 
 @pytest.mark.parametrize("show", [0, 1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.commands import call, evaluate, sample, train
-from helpers.feedback_runs import KNOBS, metrics, record, train_toy, write_data
+from helpers.feedback_runs import KNOBS, answers, metrics, record, train_toy, write_data
 from helpers.files import tree
 from helpers.loopback import Loopback, says_by
 from helpers.models import write_checkpoint
@@ -386,30 +386,6 @@ def test_what_no_data_can_be_made_of_is_one_line(
     assert outcome.code == 2 and outcome.err.count("\n") == 1, outcome.err
     assert said in outcome.err
     assert tree(workplace) == before
-
-
-def answers(question: str) -> str:
-    """What an able endpoint answers to each of the pipeline's questions."""
-    number = sum(map(ord, question))
-    if "DOMAIN:" in question:
-        return "DOMAIN: notes\nEFFECT: end with Sam"
-    if "categories of requests" in question:
-        return "1. notes to the neighbours\n2. notes to the team"
-    if "REVISED PROMPTS:" in question:
-        listed = [line for line in question.splitlines() if line[:1].isdigit()]
-        return "THOUGHTS: They are fine.\nREVISED PROMPTS:\n" + "\n".join(listed)
-    if "numbered list with one request" in question:
-        words = ["tea", "rain", "bins", "keys", "post", "cats", "oven", "lamp"]
-        picked = [words[(number + step) % 8] for step in range(4)]
-        return "\n".join(
-            f"{i + 1}. leave word {number % 97} on the {word} of {word} street {number % 89}"
-            for i, word in enumerate(picked)
-        )
-    if "REQUEST:" in question:
-        return f"Revised note {number} Sam"
-    if "THOUGHTS:" in question:
-        return f"THOUGHTS: It applies.\nRESPONSE: note {number} Sam"
-    return f"Plain note {number}"
 
 
 def test_a_sentence_becomes_a_folder_that_can_be_trained_on(

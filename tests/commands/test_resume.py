@@ -14,7 +14,6 @@ from helpers.processes import ROOT, run_python, run_script
 from helpers.runs import INPUTS, PROMPT, RUN_SCRIPT, Finished, metrics, results, without_seconds
 from helpers.workplaces import LOADING, TINY, write_workplace
 
-import minialign.training.run
 from minialign.commands import session
 from minialign.training.run import Run
 
@@ -117,17 +116,19 @@ def test_a_run_can_be_interrupted_twice(
     assert results(tmp_path / "run") == results(finished.folder)
 
 
-def test_a_second_ctrl_c_stops_at_once(
-    workplace: Path, tmp_path: Path, press_at: Callable[..., None]
+def test_a_second_ctrl_c_stops_at_once_and_the_last_state_goes_on(
+    workplace: Path, finished: Finished, tmp_path: Path, press_at: Callable[..., None]
 ) -> None:
     press_at("ditto", 1, times=2)
     stopped = call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace)
     assert stopped.code == 130
-    assert stopped.err.endswith("\ntrain.py: stopped\n")
+    kept = "stopped; what came before step 0 of ditto is kept"
+    assert stopped.err.endswith(
+        f"\n{kept}; go on with: python train.py --resume {tmp_path / 'run'}\n"
+    )
     assert metrics(tmp_path / "run")[-1]["step"] == 1
-    assert not (tmp_path / "run" / "state").exists()
-    again = call(train, "--resume", tmp_path / "run", cwd=workplace)
-    assert again.code == 2 and "before it saved" in again.err and "--overwrite" in again.err
+    assert call(train, "--resume", tmp_path / "run", cwd=workplace).code == 0
+    assert results(tmp_path / "run") == results(finished.folder)
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_save(
@@ -135,11 +136,11 @@ def test_a_run_that_was_killed_goes_on_from_its_last_save(
     finished: Finished,
     tmp_path: Path,
     press_at: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minialign.training.run, "SAVE_EVERY_SECONDS", -1.0)  # before every step
     press_at("ditto", 1, times=2)
-    assert call(train, *INPUTS, *TINY, "--out", tmp_path / "run", cwd=workplace).code == 130
+    flags = (*INPUTS, *TINY, "--save-every", "0")
+    stopped = call(train, *flags, "--out", tmp_path / "run", cwd=workplace)
+    assert stopped.code == 130 and "before step 1 of ditto is kept" in stopped.err
     assert metrics(tmp_path / "run")[-1]["step"] == 1  # written after the save, to be redone
     resumed = call(train, "--resume", tmp_path / "run", cwd=workplace)
     assert resumed.code == 0, resumed.err

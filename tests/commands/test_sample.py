@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -275,3 +276,31 @@ def test_a_folder_whose_name_has_an_equals_sign_is_taken_as_it_is(
 
     assert answer("beta=0.1") == answer("beta=0.1=1") == answer(f"{adapter}")
     assert answer("beta=0.1=0") == answer(f"{adapter}=0") != answer("beta=0.1")
+
+
+def test_the_best_of_several_is_shown_with_why(workplace: Path) -> None:
+    asked = ("--adapter", "runs/demos", "--prompt", "Write to Sam.", "--max-new-tokens", "9")
+    outcome = call(sample, *asked, "--best-of", "3", cwd=workplace)
+    assert outcome.code == 0, outcome.err
+    why = re.search(r"answer (\d) of 3: .* nats per token under the base model", outcome.err)
+    assert why and "panel judge from 3 own" in outcome.err
+    every = call(sample, *asked, "-n", "3", cwd=workplace).out
+    written = re.split(r"--- \d of 3 ---\n", every)[1:]
+    assert outcome.out.strip() == written[int(why[1]) - 1].strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--prompt", "a"), "give one --adapter RUN"),
+        (("--prompt", "a", "--adapter", "toy"), "not a run folder"),
+        (("--prompt", "a", "--adapter", "runs/demos", "-n", "2"), "without -n, --chat and --out"),
+        (("--chat", "--adapter", "runs/demos"), "without -n, --chat and --out"),
+    ],
+)
+def test_best_of_needs_a_run_and_stands_alone(
+    workplace: Path, flags: tuple[str, ...], said: str
+) -> None:
+    outcome = call(sample, *flags, "--best-of", "3", cwd=workplace)
+    assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+    assert "at least 2" in call(sample, *flags, "--best-of", "1", cwd=workplace).err

@@ -37,7 +37,7 @@ from minialign.policy.packing import Packed
 from minialign.policy.peft import load_adapter
 from minialign.weights.tokenizer import Tokenizer
 
-SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter"}
+SFT_ALONE = {"config.json", "metrics.jsonl", "preview.json", "report.html", "adapter", ".lock"}
 
 
 def before_and_after(text: str) -> tuple[str, str]:
@@ -59,13 +59,23 @@ def test_a_run_succeeds_and_only_says_on_stderr_that_it_loads(finished: Finished
 def test_the_run_folder_holds_the_record_and_both_adapters(finished: Finished) -> None:
     assert set(tree(finished.folder)) == {
         *("config.json", "metrics.jsonl", "samples.jsonl", "adapter", "adapter-sft"),
-        *("preview.json", "report.html"),
+        *("preview.json", "report.html", ".lock", "adapter/README.md"),
         *(
             f"{folder}/{name}"
             for folder in ("adapter", "adapter-sft")
             for name in ("adapter_config.json", "adapter_model.safetensors", "base.json")
         ),
     }
+
+
+def test_the_adapter_names_its_base_so_that_others_find_it_and_quotes_no_text(
+    finished: Finished,
+) -> None:
+    config = json.loads((finished.folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(finished.cwd.absolute() / "toy")
+    card = (finished.folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "How it was judged" in card and PROMPT not in card
+    assert not any(demo["completion"] in card for demo in DEMOS)
 
 
 def test_metrics_have_a_line_for_every_step_of_both_stages(finished: Finished) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from typing import Any
@@ -50,6 +51,10 @@ HOLDS: list[tuple[str, dict[str, Any], str, bool]] = [
     ("regex", {"pattern": "HI", "ignore_case": True}, "this", True),
     ("not_regex", {"pattern": "[0-9]"}, "seven", True),
     ("not_regex", {"pattern": "[0-9]"}, "7", False),
+    ("phone_number", {"text": "845-498-6857"}, "Call +1 (845) 498.6857!", True),
+    ("phone_number", {"text": "845-498-6857"}, "845 498 6858", False),
+    ("language", {"text": "es"}, "Hola John, ¿viste el partido de anoche? ¡Qué jugada!", True),
+    ("language", {"text": "es"}, "Hi John, did you see the game last night?", False),
 ]
 
 
@@ -57,6 +62,8 @@ HOLDS: list[tuple[str, dict[str, Any], str, bool]] = [
 def test_a_check_holds_where_a_person_would_say_so(
     kind: str, fields: dict[str, Any], response: str, expected: bool
 ) -> None:
+    if kind == "language":
+        pytest.importorskip("py3langid")
     assert check(kind, **fields).holds(response) is expected
 
 
@@ -64,6 +71,26 @@ def test_the_table_has_every_kind_that_looks_at_one_response() -> None:
     alone = {kind for kind, needed in checks.NEEDS.items() if needed}
     assert {kind for kind, *_ in HOLDS} == alone
     assert {kind for kind, needed in checks.NEEDS.items() if not needed} == {"shorter", "longer"}
+
+
+def test_without_the_library_a_language_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "py3langid.langid", None)
+    message = refusal(lambda: parse_checks({"kind": "language", "text": "es"}, FILE))
+    assert message == f"{FILE}: check: language needs py3langid: pip install minialign[language]"
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"kind": "language", "text": "Spanish"}, "two letters"),
+        ({"kind": "phone_number", "text": "my own"}, "must be a phone number"),
+        ({"kind": "phone_number", "text": "112", "ignore_case": True}, 'no field "ignore_case"'),
+    ],
+)
+def test_what_is_no_language_or_number_is_refused(raw: dict[str, Any], said: str) -> None:
+    assert said in refusal(lambda: parse_checks(raw, FILE))
 
 
 # ---- two responses ----

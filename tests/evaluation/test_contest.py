@@ -366,8 +366,8 @@ def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a script's moves meet the questions in their order."""
     begin = EndpointTeacher.__init__
 
-    def with_one(teacher: EndpointTeacher, *arguments: Any) -> None:
-        begin(teacher, *arguments, concurrency=1)
+    def with_one(teacher: EndpointTeacher, *arguments: Any, **how: Any) -> None:
+        begin(teacher, *arguments, **{**how, "concurrency": 1})
 
     monkeypatch.setattr(EndpointTeacher, "__init__", with_one)
 

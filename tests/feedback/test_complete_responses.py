@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers.pipelines import by_hand, complete, read, stage
+from helpers.pipelines import by_hand, complete, contents, read, stage
 from helpers.teachers import Scripted, question, respond
 
 from minialign.data.feedback import SCOPES, load_feedback_data
@@ -14,14 +14,14 @@ from minialign.feedback.teacher import Answer, Ask, Failure, Reply
 
 def test_bare_prompts_are_completed(tmp_path: Path) -> None:
     folder = by_hand(tmp_path / "hand")
-    described = (folder / "feedback.json").read_text()
+    described = contents(folder)["feedback.json"]
     complete(folder, Scripted())
     data = load_feedback_data(folder)
     assert [len(data.examples(scope, "train")) for scope in SCOPES] == [2, 2, 2]
     for scope in SCOPES:
         (example,) = data.examples(scope, "test")
         assert example.in_context and example.cot
-    assert (folder / "feedback.json").read_text() == described
+    assert contents(folder)["feedback.json"] == described
 
 
 def test_what_is_there_stays_and_is_not_asked_for(tmp_path: Path) -> None:

@@ -165,8 +165,8 @@ def test_a_server_that_wants_hours_has_failed(server: Loopback, waits: list[floa
 
 def test_a_server_that_hangs_times_out(server: Loopback, waits: list[float]) -> None:
     server.default = hangs
-    (answer,) = endpoint(server, timeout=0.2, tries=2).answer(asks(1))
-    assert reason(answer) == "no answer within 0.2 s (tried 2 times)"
+    (answer,) = endpoint(server, timeout=0.5, tries=2).answer(asks(1))
+    assert reason(answer) == "no answer within 0.5 s (tried 2 times)"
     assert len(server.requests) == 2
 
 
@@ -236,9 +236,10 @@ def test_servers_words_are_found_where_they_put_them(
         (raw(200, {"error": {"message": "overloaded"}}), "the answer holds no choices: overloaded"),
         (says(None, "content_filter"), "the answer holds no text (finish_reason content_filter)"),
         (raw(200, completion(["a"])), "the answer holds no text"),  # type: ignore[arg-type]
-        (raw(200, [completion("x")]), "ValueError"),
-        (raw(200, "7"), "ValueError"),
-        (raw(500, [1]), "AttributeError"),
+        (raw(200, [completion("x")]), "the answer holds no choices"),
+        (raw(200, "7"), "the answer holds no choices"),
+        (raw(200, "[" * 100_000), "RecursionError"),
+        (raw(400, [1]), "HTTP 400"),
     ],
 )
 def test_an_answer_that_is_none_costs_one_item(
@@ -257,7 +258,7 @@ def test_an_answer_that_is_none_costs_one_item(
 def test_the_check_passes_with_one_short_request(server: Loopback) -> None:
     endpoint(server).check()
     (request,) = server.requests
-    assert request.body["max_tokens"] == 1
+    assert request.body["max_tokens"] == 16  # some models refuse less
 
 
 @pytest.mark.parametrize("move", [fails(429, "busy"), says(None, "length"), says("")])
@@ -299,12 +300,11 @@ def test_the_check_gives_up_on_a_server_that_hangs(server: Loopback) -> None:
     assert message == f"{server.url}: no answer within 0.2 s"
 
 
-def test_the_hub_s_offline_switch_is_named(
+def test_the_hub_s_offline_switch_is_about_the_hub_alone(
     server: Loopback, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in refusal(endpoint(server).check)
-    assert server.requests == []
+    endpoint(server).check()
 
 
 # ---- Ctrl-C ----

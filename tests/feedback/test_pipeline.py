@@ -30,7 +30,7 @@ def test_a_sentence_becomes_a_folder_that_training_can_read(tmp_path: Path) -> N
     data = load_feedback_data(tmp_path / "new" / "data")
     assert (data.feedback, data.domain) == (FEEDBACK, "e-mails to my boss")
     described = json.loads((tmp_path / "new" / "data" / "feedback.json").read_text())
-    assert list(described) == ["feedback", "domain", "effect", "check"]
+    assert list(described) == ["feedback", "domain", "effect", "check", "written_by"]
     assert data.effect == "contain no exclamation marks"
     assert [check.kind for check in data.checks] == ["contains_none"]
     assert (len(data.in_scope), len(data.near_scope), len(data.out_of_scope)) == (12, 12, 5)
@@ -99,7 +99,9 @@ def test_what_is_known_of_the_feedback_is_not_asked_for(tmp_path: Path) -> None:
     given = {"feedback": FEEDBACK, "domain": "notes to Ann", "effect": "calm", "check": CHECK}
     make(tmp_path, feedback=given, teacher=teacher)
     assert not any("DOMAIN:" in question(ask) for ask in teacher.asked)
-    assert json.loads((tmp_path / "feedback.json").read_text()) == given
+    described = json.loads((tmp_path / "feedback.json").read_text())
+    assert described.pop("written_by") == {"prompts": "scripted", "responses": "scripted"}
+    assert described == given
     make(tmp_path / "other", feedback={**given, "domain": ""})
     assert load_feedback_data(tmp_path / "other").domain == "e-mails to my boss"
 
@@ -320,7 +322,9 @@ def test_the_smallest_teacher_makes_data_or_names_the_scope_that_is_empty(
     from minialign.feedback.local_teacher import LocalTeacher
 
     model = LocalTeacher(*default_model, "default")
-    config = PipelineConfig(2, 2, 4, max_new_tokens=24, max_list_tokens=64, tries=1)
+    config = PipelineConfig(
+        2, 2, 4, max_new_tokens=24, max_list_tokens=64, tries=1, stop_early=False
+    )
     try:
         make_feedback_data(FEEDBACK, tmp_path, config, teacher=model, student=model, say=print)
     except InputError as error:

@@ -56,7 +56,7 @@ def test_a_folder_of_another_feedback_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "a b c"}, '"split" must be train or test'),
+        ({"prompt": "a b c"}, '"split" must be train, test or eval'),
         ({"split": "train"}, 'the field "prompt" must be a text'),
         ({"prompt": "a b c", "split": "train", "baseline": 5}, 'the field "baseline"'),
         ({"prompt": "in_scope number 0", "split": "test"}, "is in both splits"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from minialign.data.general import general_prompts
 from minialign.feedback.knobs import PipelineConfig
 from minialign.feedback.pipeline import FILES
 from minialign.feedback.teacher import Answer, Ask, Reply
+
+PATIENT = replace(SMALL, stop_early=False)
 
 # ---- prompts ----
 
@@ -85,7 +88,7 @@ def test_an_unreadable_description_falls_back_on_the_sentence_and_says_so(tmp_pa
     def write(text: str) -> str:
         return "I cannot help with that." if "DOMAIN:" in text else helpful(text)
 
-    report = make(tmp_path, teacher=plain(write), say=said.append)
+    report = make(tmp_path, PATIENT, teacher=plain(write), say=said.append)
     data = load_feedback_data(tmp_path)
     assert FEEDBACK in data.domain and FEEDBACK in data.effect
     described = stage(report, "domain and effect")
@@ -106,7 +109,7 @@ def test_without_categories_the_domain_is_the_only_one(tmp_path: Path) -> None:
     def write(text: str) -> str:
         return "Sorry." if "categories of requests" in text else helpful(text)
 
-    report = make(tmp_path, teacher=plain(write))
+    report = make(tmp_path, PATIENT, teacher=plain(write))
     assert "the domain is the only category" in stage(report, "categories").describe()
     assert stage(report, "in_scope prompts").kept == SMALL.prompts_per_category
 
@@ -124,7 +127,7 @@ def test_a_scope_without_prompts_is_named_with_the_counts_and_a_way_out(tmp_path
     def write(text: str) -> str:
         return "1. No.\n2. Nope." if "look similar" in text else helpful(text)
 
-    message = refusal(lambda: make(tmp_path, teacher=plain(write)))
+    message = refusal(lambda: make(tmp_path, PATIENT, teacher=plain(write)))
     assert message.startswith("near_scope: no prompt is left to train on")
     assert "too short" in message and "raise tries" in message
 
@@ -192,7 +195,7 @@ def test_a_response_of_no_use_is_asked_for_again_with_another_seed(tmp_path: Pat
     def write(ask: Ask) -> Answer:
         return Reply("" if ask.seed == SMALL.seed else respond(question(ask)), "stop")
 
-    report = make(tmp_path, student=Scripted(write))
+    report = make(tmp_path, PATIENT, student=Scripted(write))
     assert stage(report, "data").lost == {}
     assert stage(report, "baseline responses").asked == 2 * (12 + 12 + 5)
 

@@ -49,3 +49,27 @@ def record(run: Path) -> dict[str, Any]:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     return without_seconds(run)
+
+
+def answers(question: str) -> str:
+    """What an able endpoint answers to each of the pipeline's questions."""
+    number = sum(map(ord, question))
+    if "DOMAIN:" in question:
+        return "DOMAIN: notes\nEFFECT: end with Sam"
+    if "categories of requests" in question:
+        return "1. notes to the neighbours\n2. notes to the team"
+    if "REVISED PROMPTS:" in question:
+        listed = [line for line in question.splitlines() if line[:1].isdigit()]
+        return "THOUGHTS: They are fine.\nREVISED PROMPTS:\n" + "\n".join(listed)
+    if "numbered list with one request" in question:
+        words = ["tea", "rain", "bins", "keys", "post", "cats", "oven", "lamp"]
+        picked = [words[(number + step) % 8] for step in range(4)]
+        return "\n".join(
+            f"{i + 1}. leave word {number % 97} on the {word} of {word} street {number % 89}"
+            for i, word in enumerate(picked)
+        )
+    if "REQUEST:" in question:
+        return f"Revised note {number} Sam"
+    if "THOUGHTS:" in question:
+        return f"THOUGHTS: It applies.\nRESPONSE: note {number} Sam"
+    return f"Plain note {number}"

@@ -38,6 +38,7 @@ class Loopback:
     url: str = ""
     busy: int = 0
     busiest: int = 0
+    poured: int = 0  # bytes of an answer without an end
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 

@@ -96,3 +96,8 @@ def write_checkpoint(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     sizes = {name: value for name, value in vars(TOY_CONFIG).items() if isinstance(value, int)}
     description = {"model_type": "mistral", "eos_token_id": 2, "sliding_window": None, **sizes}
     return write_folder(folder, make_model(TOY_CONFIG, seed=seed), {**description, **changes})
+
+
+def numbers(config: ModelConfig) -> dict[str, Any]:
+    """The sizes and switches of a config, as config.json has them."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, int)}

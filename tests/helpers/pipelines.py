@@ -38,8 +38,11 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """The result, without the kept answers."""
-    return {name: (folder / name).read_text() for name in ("feedback.json", *FILES.values())}
+    """The result, without the kept answers and who wrote them."""
+    described = json.loads((folder / "feedback.json").read_text())
+    described.pop("written_by", None)
+    files = {name: (folder / name).read_text() for name in FILES.values()}
+    return {"feedback.json": json.dumps(described), **files}
 
 
 def by_hand(folder: Path, **changes: list[dict[str, Any]]) -> Path:

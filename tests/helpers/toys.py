@@ -205,6 +205,7 @@ def small_training(
     *,
     seed: int = 0,
     micro_batch_tokens: int = 2048,
+    save_every: float = 60.0,
     held_out: Sequence[Example] = (),
     resume: bool = False,
     prepare: Callable[[Run], None] = lambda run: None,
@@ -218,7 +219,8 @@ def small_training(
     encoded = [
         encode_demonstration(d, tokenizer, config.max_length)[0] for d in demonstrations(texts)
     ]
-    options = {"seed": seed, "micro_batch_tokens": micro_batch_tokens}
+    options: dict[str, Any] = {"seed": seed, "micro_batch_tokens": micro_batch_tokens}
+    options["save_every"] = save_every
     run = Run.resume(folder, **options) if resume else Run.create(folder, {}, **options)
     run.tokenizer = tokenizer
     prepare(run)

@@ -179,6 +179,7 @@ SAMPLING_KNOBS: dict[str, dict[str, Any]] = {
     "sampling.temperature": {"sampling.temperature": 0.5},
     "sampling.top_p": {"sampling.top_p": 0.5},
     "sampling.top_k": {"sampling.top_k": 3},
+    "sampling.rollout_dtype": {"sampling.rollout_dtype": "int8"},
     "samples_per_prompt": {"samples_per_prompt": 4},
 }
 DPO_KNOBS: dict[str, dict[str, Any]] = {
@@ -225,6 +226,16 @@ def test_every_knob_changes_something_in_the_samples(
     assert found.adapters["sft"] == baseline.adapters["sft"]
     first_round = [s["ids"] for s in baseline.samples if s["round"] == 0]
     assert [s["ids"] for s in found.samples] != first_round
+
+
+def test_rollouts_in_another_type_say_how_far_they_are_and_are_scored_in_the_policy_s_own(
+    tmp_path: Path, baseline: Outcome
+) -> None:
+    config = change(small_config(), {"sampling.rollout_dtype": "int8"})
+    steps = small_training(tmp_path / "r", config).steps("ditto")
+    assert all(0 < abs(step[ditto.OFF_POLICY]) < 0.1 for step in steps)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert not any(ditto.OFF_POLICY in step for step in baseline.steps("ditto"))
 
 
 @pytest.mark.parametrize("path", DPO_KNOBS)

@@ -11,7 +11,6 @@ from helpers.toys import HELD_OUT, Outcome, small_training
 
 from minialign.errors import InputError
 from minialign.methods import sft as sft_module
-from minialign.training import run as run_module
 from minialign.training.run import Interrupted, Run
 
 Tamper = Callable[[Run], None]
@@ -79,10 +78,9 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(
 
 
 def test_after_a_crash_the_last_saved_state_goes_on_bit_for_bit(
-    tmp_path: Path, baseline: Outcome, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, baseline: Outcome
 ) -> None:
     """Lines that were written after the state was are taken back, half a line included."""
-    monkeypatch.setattr(run_module, "SAVE_EVERY_SECONDS", 0.0)
 
     def crash(run: Run) -> None:
         log = run.log
@@ -96,7 +94,7 @@ def test_after_a_crash_the_last_saved_state_goes_on_bit_for_bit(
 
     folder = tmp_path / "r"
     with pytest.raises(MemoryError):
-        small_training(folder, held_out=HELD_OUT, prepare=crash)
+        small_training(folder, held_out=HELD_OUT, prepare=crash, save_every=0)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"stage": "di')
     assert small_training(folder, held_out=HELD_OUT, resume=True).same_as(baseline)

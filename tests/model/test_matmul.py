@@ -271,13 +271,11 @@ def test_a_packed_layer_computes_the_same(rows: int, size: tuple[int, int]) -> N
 
 
 @needs_onednn
-@pytest.mark.parametrize(("merged", "products"), [(True, 2 * 4 + 1), (False, 2 * 3 + 1)])
+@pytest.mark.parametrize("merged", [True, False])
 def test_a_packed_model_computes_the_same_and_uses_what_is_packed(
-    calls: list[Tensor], merged: bool, products: int
+    calls: list[Tensor], merged: bool
 ) -> None:
-    """Two layers of q+k+v, o, gate+up and down, and the head; beside an adapter that is not merged
-    q, k and v are taken one by one.
-    """
+    """Two layers of q+k+v, o, gate+up and down, and the head: the adapter is packed with them."""
     model = with_adapter(small_model())
     with torch.no_grad():
         expected = model.logits(IDS)
@@ -286,7 +284,7 @@ def test_a_packed_model_computes_the_same_and_uses_what_is_packed(
             calls.clear()
             found = model.logits(IDS)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
-    assert sum(weight.is_mkldnn for weight in calls) == products
+    assert sum(weight.is_mkldnn for weight in calls) == 2 * 4 + 1
     assert set(packed_of(model)) == {None}
 
 
@@ -324,10 +322,10 @@ def test_weights_are_as_before_when_packing_itself_fails(monkeypatch: pytest.Mon
     model = small_model()
     layers = [module for module in model.modules() if isinstance(module, Linear)]
 
-    def pack(weight: Tensor) -> Tensor:
-        if weight is layers[3].weight:
+    def pack(readers: list[Linear], *_: Any) -> Tensor:
+        if readers[0] is layers[3]:
             raise MemoryError
-        return weight
+        return readers[0].weight.detach()
 
     monkeypatch.setattr(matmul, "_pack", pack)
     with pytest.raises(MemoryError), packed_weights(model):
@@ -335,7 +333,7 @@ def test_weights_are_as_before_when_packing_itself_fails(monkeypatch: pytest.Mon
     assert set(packed_of(model)) == {None}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_packing_does_nothing_in_other_types(dtype: torch.dtype) -> None:
     model = small_model().to(dtype)
     with torch.no_grad():

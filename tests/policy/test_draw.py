@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from minialign.policy.draw import _first_exceeding, draw_tokens
+from minialign.policy import draw
+from minialign.policy.draw import _first_exceeding
 from minialign.policy.knobs import SamplingConfig
+
+
+def draw_tokens(logits: Tensor, uniforms: Tensor, config: SamplingConfig) -> Tensor:
+    return draw.draw_tokens(logits, uniforms, config)[0]
+
 
 # ---- the probabilities ----
 
@@ -196,3 +203,12 @@ def test_a_constant_added_to_a_row_s_logits_changes_no_draw(knobs: dict[str, Any
     for constant in (-1024.0, 512.0):
         moved = (logits + constant).expand(100, -1)
         assert torch.equal(draw_tokens(moved, uniforms, config), expected)
+
+
+@pytest.mark.parametrize("knobs", [*KNOBS, {"temperature": 0}], ids=str)
+def test_log_probabilities_are_those_of_the_logits_as_they_are(knobs: dict[str, Any]) -> None:
+    uniforms = torch.tensor([0.0, 0.3, 0.999])
+    logits = LOGITS.expand(3, -1)
+    ids, logps = draw.draw_tokens(logits, uniforms, SamplingConfig(**knobs))
+    expected = logits.log_softmax(-1).gather(1, ids[:, None]).squeeze(1)
+    torch.testing.assert_close(logps, expected, rtol=1e-6, atol=1e-6)

@@ -19,7 +19,13 @@ from minialign.model.config import ModelConfig
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import active_adapter, apply_lora, set_adapter
 from minialign.policy.knobs import LoRAConfig
-from minialign.policy.peft import adapter_hash, base_fingerprint, load_adapter, save_adapter
+from minialign.policy.peft import (
+    adapter_hash,
+    base_fingerprint,
+    load_adapter,
+    lora_of,
+    save_adapter,
+)
 from minialign.weights.load import load_model
 
 # ---- files ----
@@ -195,6 +201,27 @@ PEFT_CONFIGS = {
     "all linear layers": {"r": 3, "lora_alpha": 16, "target_modules": "all-linear"},
     "a regular expression": {"r": 4, "target_modules": r".*\.(self_attn\.k_proj|mlp\.up_proj)"},
     "rank-stabilised": {"r": 9, "use_rslora": True, "target_modules": ["q_proj", "o_proj"]},
+    "a rank for each layer": {
+        "r": 4,
+        "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2, "v_proj": 7},
+        "target_modules": ["q_proj", "v_proj", "o_proj"],
+    },
+    "an alpha for each layer": {
+        "r": 3,
+        "lora_alpha": 5,
+        "alpha_pattern": {"v_proj": 11, "model.layers.0.self_attn.q_proj": 0.5},
+        "target_modules": ["q_proj", "v_proj"],
+    },
+    "both, rank-stabilised": {
+        "r": 4,
+        "use_rslora": True,
+        "rank_pattern": {"q_proj": 9},
+        "alpha_pattern": {"v_proj": 3},
+        "target_modules": ["q_proj", "v_proj"],
+    },
+    "one layer of two": {"r": 4, "target_modules": ["q_proj"], "layers_to_transform": [1]},
+    "a pattern that leaves layers out": {"r": 4, "target_modules": r".*\.1\.self_attn\.k_proj"},
+    "all but one": {"r": 4, "target_modules": ["q_proj"], "exclude_modules": r".*0\.self_attn.*"},
     "orthogonal start": {"r": 4, "init_lora_weights": "orthogonal", "target_modules": ["q_proj"]},
 }
 
@@ -212,16 +239,72 @@ def test_an_adapter_saved_by_peft_computes_its_logits_here(
     assert (logits(ours) - peft_logits(theirs)).abs().max() < 1e-4
 
 
-REFUSED = {
-    "DoRA": ({"use_dora": True, "target_modules": ["q_proj"]}, "use_dora"),
-    "ranks by layer": (
-        {"rank_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "v_proj"]},
+def test_an_adapter_with_patterns_is_saved_as_one_that_peft_computes_alike(
+    toy_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Here it gets one rank, with zeros, and one alpha; what it computes is the same."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    theirs = peft_model(toy_checkpoint, **PEFT_CONFIGS["both, rank-stabilised"])
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(toy_checkpoint, torch.float32, torch.device("cpu"))
+    load_adapter(ours, tmp_path / "theirs")
+    assert lora_of(tmp_path / "theirs").rank == 9
+    save_adapter(ours, tmp_path / "ours")
+    base = transformers.AutoModelForCausalLM.from_pretrained(toy_checkpoint, dtype=torch.float32)
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "ours").eval()
+    assert (peft_logits(again) - peft_logits(theirs)).abs().max() < 1e-4
+
+
+def test_a_file_in_bfloat16_is_read_in_float32(adapted: CausalLM, tmp_path: Path) -> None:
+    save_adapter(adapted, tmp_path)
+    edit_tensors(tmp_path, lambda s: s.update({k: t.bfloat16() for k, t in s.items()}))
+    before = logits(adapted)
+    load_adapter(adapted, tmp_path)
+    assert all(p.dtype == torch.float32 for p in adapted.parameters())
+    assert 0 < (logits(adapted) - before).abs().max() < 1
+
+
+NUMBERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "an alpha that is not a number": (
+        lambda f: edit_json(f / "adapter_config.json", lora_alpha=float("nan")),
+        "nan",
+    ),
+    "an alpha in a pattern": (
+        lambda f: edit_json(f / "adapter_config.json", alpha_pattern={"q_proj": float("inf")}),
+        "inf",
+    ),
+    "a word for a rank": (lambda f: edit_json(f / "adapter_config.json", r="four"), "four"),
+    "no rank": (lambda f: edit_json(f / "adapter_config.json", r=0), "0"),
+    "a rank beyond all memory": (lambda f: edit_json(f / "adapter_config.json", r=2**50), "rank 4"),
+    "a pattern that is none": (
+        lambda f: edit_json(f / "adapter_config.json", rank_pattern={"(": 2}),
         "rank_pattern",
     ),
-    "alphas by layer": (
-        {"alpha_pattern": {"q_proj": 2}, "target_modules": ["q_proj", "v_proj"]},
+    "a list of patterns": (
+        lambda f: edit_json(f / "adapter_config.json", alpha_pattern=["q_proj"]),
         "alpha_pattern",
     ),
+    "weights that are not finite": (
+        lambda f: edit_tensors(f, lambda s: s[KEY].fill_(float("inf"))),
+        KEY,
+    ),
+    "no weights": (lambda f: edit_tensors(f, lambda s: s.clear()), "no tensor"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), NUMBERS.values(), ids=NUMBERS.keys())
+def test_numbers_that_cannot_be_are_refused_before_anything_is_made(
+    adapted: CausalLM, tmp_path: Path, damage: Callable[[Path], object], named: str
+) -> None:
+    save_adapter(adapted, tmp_path)
+    damage(tmp_path)
+    before = logits(adapted)
+    assert named in refusal(lambda: load_adapter(adapted, tmp_path))
+    assert torch.equal(logits(adapted), before)
+
+
+REFUSED = {
+    "DoRA": ({"use_dora": True, "target_modules": ["q_proj"]}, "use_dora"),
     "whole modules": (
         {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
         "modules_to_save",

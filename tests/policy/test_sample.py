@@ -18,6 +18,7 @@ from minialign.model.transformer import CausalLM
 from minialign.policy import sample as sampler
 from minialign.policy.adapters import lora_layers
 from minialign.policy.knobs import SamplingConfig
+from minialign.policy.measure import rollout_gap
 from minialign.policy.sample import Completion, cache_bytes, cache_rows, generate, sample
 from minialign.policy.score import score
 
@@ -378,3 +379,29 @@ def test_the_adapter_is_merged_while_writing_where_nothing_is_lost(
     assert seen == {merges}
     assert not any(layer.merged for layer in layers)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+# ---- in int8 ----
+
+
+def in_int8(max_rows: int, model: CausalLM) -> Groups:
+    return draw(model, max_rows=max_rows, rollout_dtype="int8")
+
+
+@pytest.mark.parametrize("max_rows", [1, 3])
+def test_int8_rollouts_do_not_depend_on_who_else_is_written(max_rows: int) -> None:
+    model = with_adapter(stopping_model())
+    model.ordinary_ids = tuple(range(3, 60))
+    together, apart = in_int8(64, model), in_int8(max_rows, model)
+    assert ids_of(together) == ids_of(apart)
+    assert ids_of(together) != ids_of(draw(model))
+
+
+def test_the_gap_of_int8_rollouts_is_small_and_that_of_the_policy_s_own_is_none() -> None:
+    model = with_adapter(stopping_model())
+    model.ordinary_ids = tuple(range(3, 60))
+    gaps = [
+        rollout_gap(model, PROMPTS, draw(model, rollout_dtype=name, n=20), 10_000)
+        for name in ("model", "int8")
+    ]
+    assert abs(gaps[0]) < 1e-5 < gaps[1] < 0.05

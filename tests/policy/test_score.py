@@ -8,11 +8,18 @@ import pytest
 import torch
 from helpers.sequences import A, B, random_sequences
 from helpers.toys import gradients, naive_score, small_model, with_adapter
+from torch import Tensor
 
 from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy import score as scoring
-from minialign.policy.adapters import active_adapter, adapter_parameters, copy_adapter, set_adapter
+from minialign.policy.adapters import (
+    active_adapter,
+    adapter_parameters,
+    copy_adapter,
+    set_adapter,
+    trainable_parameters,
+)
 from minialign.policy.score import divergence, score
 
 CASES = {
@@ -141,3 +148,34 @@ def test_the_gradient_has_the_same_bits_again_where_many_answers_share_a_prompt(
             assert all(map(torch.equal, first, bits()))
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20, 40])
+def test_a_budget_changes_what_is_held_and_not_the_scores_nor_their_gradients(
+    max_tokens: int,
+) -> None:
+    model = with_adapter(small_model())
+    texts = [Example((5, 6, p), tuple(range(9, 9 + n))) for p in (7, 8, 9) for n in (12, 3)]
+    asked = [*texts, texts[0]]
+    factors = torch.arange(1.0, 1 + len(asked))
+    results = []
+    for budget in (None, max_tokens):
+        held: list[int] = []
+
+        def keep(tensor: Tensor, held: list[int] = held) -> Tensor:
+            held.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = score(model, asked, budget)
+        (scores * factors).sum().backward()
+        slopes = [p.grad.clone() for p in trainable_parameters(model) if p.grad is not None]
+        results.append((scores.detach(), slopes, sum(held)))
+        for parameter in trainable_parameters(model):
+            parameter.grad = None
+    (scores, slopes, most), (found, own, held_now) = results
+    torch.testing.assert_close(found, scores, rtol=1e-5, atol=1e-4)
+    assert len(own) == len(slopes) > 0
+    for slope, truth in zip(own, slopes, strict=True):
+        assert (slope - truth).norm() < 1e-4 * truth.norm() + 1e-7
+    assert held_now < most / 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -38,3 +39,31 @@ def test_memory_is_released_at_the_start_of_a_stage_and_every_few_steps(
     monkeypatch.setattr(run_module, "RELEASE_EVERY", 2)
     small_training(tmp_path / "r", small_config(**{"max_steps": 3, "sft.max_steps": 0}))
     assert len(calls) == 2
+
+
+SHAPES = """
+import ctypes, os
+from pathlib import Path
+import torch
+from minialign.model.matmul import product
+torch.set_num_threads(1)
+def held():
+    ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+weight = torch.randn(256, 256)
+for rows in range(1, 201):
+    product(torch.ones(rows, 256), weight)
+before = held()
+for rows in range(201, 501):
+    product(torch.ones(rows, 256), weight)
+print((held() - before) // 10**6)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="needs glibc"
+)
+def test_texts_of_ever_new_lengths_do_not_add_up() -> None:
+    """What a product of a new length needs is kept for the latest of them alone."""
+    grown = subprocess.run([sys.executable, "-c", SHAPES], capture_output=True, text=True)
+    assert int(grown.stdout) < 20, grown

@@ -165,8 +165,10 @@ def test_every_type_is_converted_to_the_one_asked_for(
     edit_tensors(toy_checkpoint, lambda s: s.update({k: t.to(stored) for k, t in s.items()}))
     model = load(toy_checkpoint, asked)
     for name, parameter in model.named_parameters():
-        assert parameter.dtype == asked
-        expected = toy_model.get_parameter(name).to(stored).to(asked)
+        # on a processor the norms' numbers stay wide
+        own = asked if parameter.dim() > 1 or asked == torch.float64 else torch.float32
+        assert parameter.dtype == own
+        expected = toy_model.get_parameter(name).to(stored).to(own)
         assert torch.equal(parameter, expected), name
 
 

@@ -14,6 +14,7 @@ OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
 # These ask a model, which must be named.
 MODEL, QUALITY = "model", "quality"
 ASKING = (MODEL, QUALITY)
+VOTES = "votes"  # the person, whose votes are read from a file
 JUDGES: dict[str, str] = {  # name -> module
     "panel": "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
@@ -21,6 +22,7 @@ JUDGES: dict[str, str] = {  # name -> module
     "delta": "minialign.evaluation.judges.by_delta",
     MODEL: "minialign.evaluation.judges.model",
     QUALITY: "minialign.evaluation.judges.quality",
+    VOTES: "minialign.evaluation.judges.votes",
 }
 # A few words behind a judge's name in --help.
 HELPS = {
@@ -30,6 +32,7 @@ HELPS = {
     "delta": "frequent words",
     MODEL: "asks --judge-model, with --judge-url or without: whose hand?",
     QUALITY: "asks it too: which answer is the better one?",
+    VOTES: "the person's, from --votes",
 }
 
 

@@ -7,11 +7,12 @@ a contestant that repeats what it was trained on then looks more like the person
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from minialign.evaluation.judges.corpus import Text
+from minialign.evaluation.judges.corpus import Given, Text
 from minialign.evaluation.judges.crossfit import CrossFitted, fit_on_training, fit_unseen
 from minialign.evaluation.judges.pieces import PieceJudge
 from minialign.evaluation.judges.style import StyleJudge
@@ -61,7 +62,7 @@ def build(trial: Trial, kind: type[PieceJudge] = StyleJudge) -> ByStyle:
     learned, unseen = (
         [Text(d.completion, d.prompt) for d in texts] for texts in (trial.learned, trial.held_out)
     )
-    others = [base, trial.others]
+    others: list[Sequence[Given]] = [base, trial.others]
     scorer = fit_unseen(kind, unseen, learned, others, seed=trial.seed)
     if scorer.fitted_on == "unseen texts" and not scorer.can_judge:
         scorer = fit_on_training(kind, unseen, learned, others, seed=trial.seed)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from minialign.data.records import Demonstration
+from minialign.data.votes import Vote
 from minialign.evaluation.contestants import Progress
 from minialign.evaluation.judges.winrates import Interval, WinRate, win_rates
 from minialign.evaluation.names import BASE
@@ -44,6 +45,7 @@ class Trial:
     teacher: Callable[[], Teacher]
     writing: Progress
     asking: Callable[[int], Callable[[], None]]  # questions -> what is called after each
+    votes: Sequence[Vote] = ()  # the person's, on pairs of these answers
 
     @property
     def examples(self) -> list[str]:
@@ -92,8 +94,11 @@ class Judgement:
     note: str
     wins: list[WinRate]
     mean: dict[str, Interval]
+    outcomes: list[Any] = field(default_factory=list)  # of each win, as in Shares
 
 
 def judgement_of(judge: Judge, texts: Texts, seed: int = 0) -> Judgement:
     shares = judge.compare(texts)
-    return Judgement(judge.name, judge.can_judge, judge.describe(), *win_rates(shares, seed))
+    wins, means = win_rates(shares, seed)
+    outcomes = [shares[win.first, win.second].tolist() for win in wins]
+    return Judgement(judge.name, judge.can_judge, judge.describe(), wins, means, outcomes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 
@@ -38,10 +38,31 @@ def copied_share(text: str, demonstrations: Sequence[str], n: int = 8) -> float:
     """
     if n < 1:
         raise InputError(f"n is {n}: give the words in a row that count as copied, at least 1")
-    known = {run for written in demonstrations for run in runs_of(words_of(written), n)}
-    words = words_of(text)
+    copied = _copied(words_of(text), known_runs(demonstrations, n), n)
+    return float(copied.mean()) if len(copied) else 0.0
+
+
+def known_runs(demonstrations: Sequence[str], n: int = 8) -> set[tuple[str, ...]]:
+    """Every `n` words in a row of the demonstrations."""
+    return {run for written in demonstrations for run in runs_of(words_of(written), n)}
+
+
+def copied_spans(text: str, known: Set[tuple[str, ...]], n: int = 8) -> list[tuple[int, int]]:
+    """Where the words that `copied_share` counts stand in the text; neighbours are one span."""
+    found = [match for match in _TOKEN.finditer(text) if match.group()[0].isalnum()]
+    copied = _copied([match.group().lower() for match in found], known, n)
+    spans: list[tuple[int, int]] = []
+    for place in np.flatnonzero(copied):
+        start, end = found[place].span()
+        if place and copied[place - 1]:
+            start = spans.pop()[0]
+        spans.append((start, end))
+    return spans
+
+
+def _copied(words: Sequence[str], known: Set[tuple[str, ...]], n: int) -> np.ndarray:
     copied = np.zeros(len(words), bool)
     for start, run in enumerate(runs_of(words, n)):
         if run in known:
             copied[start : start + n] = True
-    return float(copied.mean()) if words else 0.0
+    return copied

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from minialign.data.feedback import SCOPES
 from minialign.data.records import Demonstration, load_demonstrations, training_split
 from minialign.errors import InputError
+from minialign.evaluation.judges.words import copied_spans, known_runs
 from minialign.evaluation.report.run_files import Json, RunFiles, figure
 from minialign.evaluation.report.scores import method_of
 
@@ -41,12 +42,12 @@ def rounds(run: RunFiles) -> Json:
                 "ended": sum(sample.get("finish_reason") == "stop" for sample in everything),
             }
         )
-    known = _demonstrations(run)
+    known = demonstrations(run)
     demonstration = known[place] if place < len(known) else None
     return {"place": place + 1, "demonstration": demonstration, "rounds": found}
 
 
-def _demonstrations(run: RunFiles) -> list[Demonstration]:
+def demonstrations(run: RunFiles) -> list[Demonstration]:
     """What the run was trained on, if the file is still there and still the same."""
     file = Path(str(run.config["options"].get("demos", "")))
     try:
@@ -54,6 +55,20 @@ def _demonstrations(run: RunFiles) -> list[Demonstration]:
         return training_split(load_demonstrations(file)) if same else []
     except (OSError, InputError):
         return []
+
+
+def copies_of(run: RunFiles) -> set[tuple[str, ...]]:
+    """What counts as copied in its answers; nothing where the demonstrations are not known."""
+    return known_runs([d.completion for d in demonstrations(run)])
+
+
+def mark_copied(text: str, known: set[tuple[str, ...]]) -> Markup:
+    """The text, with the words marked that stand so in a demonstration."""
+    made, last = [], 0
+    for start, end in copied_spans(text, known):
+        made += [Markup.escape(text[last:start]), Markup("<mark>{}</mark>").format(text[start:end])]
+        last = end
+    return Markup("").join([*made, Markup.escape(text[last:])])
 
 
 def answers(entry: Json, place: int) -> list[Json]:

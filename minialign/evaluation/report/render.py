@@ -29,6 +29,12 @@ def write_page(
     target: Path, template: str, helpers: Sequence[Callable[..., Any]], **content: Any
 ) -> Path:
     """Writes `target` whole or not at all, and returns it. The template may call the `helpers`."""
+    page = page_of(template, helpers, **content)
+    replace_whole(target, lambda path: path.write_text(page, encoding="utf-8"))
+    return target
+
+
+def page_of(template: str, helpers: Sequence[Callable[..., Any]], **content: Any) -> str:
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -38,6 +44,4 @@ def write_page(
     pages.globals.update({helper.__name__: helper for helper in helpers})
     pages.globals.update(INTERVAL=INTERVAL, DEMONSTRATIONS=DEMONSTRATIONS)
     pages.filters.update(shown=shown, **FORMS)
-    page = pages.get_template(template).render(**content)
-    replace_whole(target, lambda path: path.write_text(page, encoding="utf-8"))
-    return target
+    return pages.get_template(template).render(**content)

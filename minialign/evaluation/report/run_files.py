@@ -84,6 +84,11 @@ class RunFiles:
         return (self.folder / "adapter" / "adapter_config.json").exists()
 
     @property
+    def blind(self) -> str:
+        """The blind page beside the report; empty where none was made."""
+        return "blind.html" if (self.folder / "blind.html").exists() else ""
+
+    @property
     def stages(self) -> list[str]:
         """The stages that took a step, in order."""
         return list(dict.fromkeys(line["stage"] for line in self.metrics if "step" in line))

@@ -368,36 +368,10 @@ OTHERS = [
 
 def write_gguf(folder: Path, target: Path) -> None:
     """The checkpoint with its tokenizer and chat template, at 16 bits."""
-    import gguf
-
     sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
     import gguf_export
 
-    texts = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    vocabulary = {
-        **texts["model"]["vocab"],
-        **{t["content"]: t["id"] for t in texts["added_tokens"]},
-    }
-    special = {token["content"] for token in texts["added_tokens"]}
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in texts["model"]["merges"]]
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-
-    class Writer(gguf.GGUFWriter):  # type: ignore[misc]
-        def add_tokenizer_model(self, model: str) -> None:
-            super().add_tokenizer_model("gpt2")
-            self.add_tokenizer_pre("smollm")
-            self.add_token_list(tokens)
-            self.add_token_types([control if token in special else normal for token in tokens])
-            self.add_token_merges(merges)
-            self.add_bos_token_id(vocabulary[config["bos_token"]])
-            self.add_eos_token_id(vocabulary[config["eos_token"]])
-            self.add_chat_template(config["chat_template"])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf_export.gguf, "GGUFWriter", Writer)
-        gguf_export.export(folder, target, 16)
+    gguf_export.export(folder, target, 16)
 
 
 @pytest.fixture

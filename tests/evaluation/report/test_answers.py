@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import random
 import re
 import time
@@ -12,13 +13,10 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from report_helpers import (
-    PREVIEW,
-    Page,
-    config,
-)
+from report_helpers import BETTER, PREVIEW, Page, config, evaluation
 
-from minialign.evaluation.report.answers import MOST_WORDS, word_diff
+from minialign.evaluation.judges.words import copied_share, known_runs, words_of
+from minialign.evaluation.report.answers import MOST_WORDS, mark_copied, word_diff
 
 
 def test_before_and_after_and_all_answers_are_there(run_page: Callable[..., Page]) -> None:
@@ -106,3 +104,39 @@ def test_marking_is_fast_whatever_the_texts_are() -> None:
     assert time.process_time() - began < 2
     long = "<b> " * (MOST_WORDS + 1)
     assert word_diff(long, "short") == (html.escape(long), "short", False)
+
+
+def test_copied_words_are_marked_in_every_answer(
+    run_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    demos = tmp_path / "mine.jsonl"
+    copied = "base says 0 0 and seven other words follow"
+    demos.write_text(json.dumps({"prompt": "a", "completion": f"{copied}, and more."}) + "\n")
+    record = config(demos_sha256=hashlib.sha256(demos.read_bytes()).hexdigest())
+    record["options"]["demos"] = str(demos)
+    shown = evaluation(BETTER)
+    shown["contestants"]["base"]["answers"][0] = [f"<b> {copied.upper()}! It ends", copied[:20]]
+    source = run_page(config=record, evaluation=shown).source
+    assert f"&lt;b&gt; <mark>{copied.upper()}</mark>! It ends" in source
+    assert source.count("<mark>") == 1
+
+
+@given(st.text(st.sampled_from("ab <&,"), max_size=60))
+def test_marking_copies_changes_no_text(text: str) -> None:
+    known = known_runs(["a b a b a b a b", "b b b b b b b b a a a"])
+    marked = str(mark_copied(text, known))
+    assert html.unescape(re.sub("</?mark>", "", marked)) == text
+    words = words_of(" ".join(re.findall("<mark>(.*?)</mark>", marked)))
+    share = copied_share(text, ["a b a b a b a b", "b b b b b b b b a a a"])
+    assert len(words) == round(share * len(words_of(text)))
+
+
+def test_one_of_the_columns_is_shown_without_a_script(run_page: Callable[..., Page]) -> None:
+    page = run_page()
+    radios = [a for tag, a in page.elements if tag == "input"]
+    names = [a["name"] for a in radios if "checked" in a]
+    assert names == ["answers-shown", "rounds-shown"]
+    assert [a["value"] for a in radios if a["name"] == "answers-shown"] == ["0", "1", "2", "3"]
+    sides = [a["data-side"] for _, a in page.elements if "data-side" in a]
+    assert sides == ["1", "2", "3"] * 2 + ["1", "2"]
+    assert page.source.count("]:checked) [data-side]") == 3
