@@ -124,6 +124,7 @@ KNOBS: dict[str, dict[str, Any]] = {
     "sampling.temperature": {"sampling.temperature": 0.0},
     "sampling.top_p": {"sampling.top_p": 0.3},
     "sampling.top_k": {"sampling.top_k": 2},
+    "sampling.rollout_dtype": {"sampling.rollout_dtype": "int8"},
     "max_steps": {"max_steps": 2},
     "prompts_per_step": {"prompts_per_step": 1},
     "samples_per_prompt": {"samples_per_prompt": 1},
