@@ -410,6 +410,7 @@ SPEED = [
 
 def test_the_speeds_are_the_measured_ones() -> None:
     parts: dict[str, dict[str, list[str]]] = {}
+    part: dict[str, list[str]] = {}
     for row in rows(read("benchmarks/speed.md"))[2:]:
         if row[0].startswith("**"):
             parts[row[0].strip("*")] = part = {}

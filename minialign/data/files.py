@@ -26,11 +26,12 @@ def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
     Raises InputError for what is missing, too large, or never ends: a pipe, a device.
     """
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        found = os.stat(path)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise InputError(f"{path}: not a plain file: save its content as one")
         with open(path, "rb") as file:
-            content = file.read(limit + 1)
+            # Python makes room for all that is asked for, so no more is than the file has.
+            content = file.read(min(found.st_size, limit) + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -33,7 +33,7 @@ FILES = {
     *("report.html", "blind.html"),
 }
 STAGE_ADAPTER = "adapter-"  # and the name of a stage: what the result was trained from
-ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "base.json"}
+ADAPTER_FILES = {"adapter_config.json", "adapter_model.safetensors", "base.json", "README.md"}
 STATE_FILES = {"state.safetensors"}
 # Bytes of a file's name, with what a file that is not whole yet has behind its own.
 LONGEST_NAME = 255 - len(PARTIAL)

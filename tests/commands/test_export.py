@@ -161,7 +161,7 @@ def test_a_light_training_that_rounding_undoes_is_told(made: Path, tmp_path: Pat
     """A base in bfloat16 moves in steps of 1/256 of a weight; the adapter by far less."""
     model, _ = load(str(made / "toy"), dtype="bfloat16", device="cpu")
     write_checkpoint(tmp_path / "half")
-    state = {name: p.data for name, p in model.named_parameters()}
+    state = {name: p.data.bfloat16() for name, p in model.named_parameters()}
     save_file(state, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
     adapter(tmp_path / "light", tmp_path / "half", std=0.004)
     outcome = exported(tmp_path, "light", "--to", "hf")
