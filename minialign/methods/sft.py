@@ -98,12 +98,12 @@ class EarlyStop:
     @property
     def threshold(self) -> float:
         """Nats per token."""
-        return max(self._loss, self._ratio * self._first)
+        return min(self._loss, self._ratio * self._first) if self._ratio < 1 else self._loss
 
     def summary(self) -> str:
         steps, losses = plural(self.steps, "step"), f"{self._first:.2f} -> {self._last:.2f}"
         text = f"{steps}, loss {losses} nats per token"
-        if self._first >= self._loss:
+        if self._first >= self._loss or self._ratio < 1:
             return text
         return f"{text}: below {self._loss:g} from the start, so there was little to learn"
 
@@ -155,10 +155,8 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
 
 
 def _until(sft: SFTConfig) -> str:
-    limits = [f"{sft.stop_loss:g}"] if sft.stop_loss else []
-    if sft.stop_ratio:
-        limits.append(f"{sft.stop_ratio:.0%} of the first step's")
-    return " or ".join(limits) or "0"
+    also = f" and {sft.stop_ratio:.0%} of the first step's" if sft.stop_ratio < 1 else ""
+    return f"{sft.stop_loss:g}{also}"
 
 
 def tokens_in_flight(

@@ -167,7 +167,7 @@ SFT_KNOBS: dict[str, dict[str, Any]] = {
     "sft.learning_rate": {"sft.learning_rate": 1e-3},
     "sft.warmup_ratio": {"sft.warmup_ratio": 0.0},
     "sft.stop_loss": {"sft.stop_loss": 100.0},
-    "sft.stop_ratio": {"sft.stop_ratio": 0.99},
+    "sft.stop_ratio": {"sft.stop_ratio": 0.999, "sft.stop_loss": 100.0},
     "sft.train_on_prompt": {"sft.train_on_prompt": True},
     "max_grad_norm": {"max_grad_norm": 0.01},
     "weight_decay": {"weight_decay": 1.0},

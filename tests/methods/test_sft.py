@@ -33,21 +33,27 @@ def test_sft_stops_after_the_first_step_below_the_threshold(tmp_path: Path) -> N
     assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
 
 
-def test_sft_stops_below_a_share_of_the_first_loss(tmp_path: Path) -> None:
+def test_a_voice_that_begins_below_the_threshold_is_trained_all_the_same(tmp_path: Path) -> None:
     slow = small_config(**{"sft.max_steps": 12, "sft.learning_rate": 0.02, "sft.stop_loss": 0.0})
     losses = [
         m["loss"] for m in small_training(tmp_path / "a", slow, method=sft.train).steps("sft")
     ]
     ratio = sorted(losses)[4] / losses[0]
-    stopped = small_training(
-        tmp_path / "b", change(slow, {"sft.stop_ratio": ratio}), method=sft.train
-    )
+    stopping = {"sft.stop_ratio": ratio, "sft.stop_loss": 100.0}
+    stopped = small_training(tmp_path / "b", change(slow, stopping), method=sft.train)
     first = next(i for i, loss in enumerate(losses) if loss < ratio * losses[0])
     assert [m["loss"] for m in stopped.steps("sft")] == losses[: first + 1]
 
 
+def test_both_limits_must_be_passed() -> None:
+    early = sft.EarlyStop(SFTConfig(stop_loss=2.4, stop_ratio=0.8))
+    assert not early(4.0) and not early(2.5) and early(2.3)
+    early = sft.EarlyStop(SFTConfig(stop_loss=2.4, stop_ratio=0.8))
+    assert not early(2.3) and not early(1.9) and early(1.8)
+
+
 def test_a_stop_remembers_the_first_loss_over_an_interruption() -> None:
-    knobs = SFTConfig(stop_loss=0.0, stop_ratio=0.5)
+    knobs = SFTConfig(stop_loss=9.0, stop_ratio=0.5)
     early = sft.EarlyStop(knobs)
     assert not early(4.0) and not early(3.0)
     resumed = sft.EarlyStop(knobs)
