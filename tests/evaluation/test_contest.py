@@ -112,7 +112,7 @@ class TestRefusals:
         said = refused(workplace, "runs/demos", "--against", "base,gpt")
         assert said == (
             "--against gpt: not one of base, few-shot, ditto, sft, spin, sdft, nor a run folder, a "
-            "folder, a sum of them (runs/a+runs/b=0.5) or a file of answers"
+            "sum of them (runs/a+runs/b=0.5) or a file of answers"
         )
 
     def test_spin_that_was_not_trained(self, workplace: Path) -> None:
