@@ -21,13 +21,15 @@ from minialign.training.memory import total_bytes
 from minialign.weights.load import read_model_config
 
 LONGEST_SECONDS = 30 * 86400
+# Of every token that is written: a run keeps it as a number.
+WRITTEN_BYTES = 40
 
 
 def check_memory(job: Job) -> None:
     """Raises InputError where the run needs more memory than there is. Loads no model."""
 
     def needed(job: Job) -> float:
-        return memory_bytes(_outline(job), job)
+        return memory_bytes(_outline(job), job) + job.work.written * WRITTEN_BYTES
 
     there = total_bytes(job.device)
     if (wanted := needed(job)) > there:
