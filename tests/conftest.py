@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from minialign.weights.tokenizer import Tokenizer
 from minialign.weights.wheel import DEFAULT_ALIAS
 
 torch.set_num_threads(1)
+# A script that runs in the background ignores these, and so would all that is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for ended_by in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(ended_by, signal.SIG_DFL)
 settings.register_profile("minialign", deadline=None, derandomize=True)  # same result each time
 settings.load_profile("minialign")
 
