@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from ditto_results import MAIN, key_of
 
-from minialign.evaluation.judges.agreement import Scale
+from minialign.evaluation.judges import APART
+from minialign.evaluation.judges.agreement import MIN_JUDGES, Scale
 from minialign.evaluation.judges.intervals import rate_interval
 from minialign.evaluation.judges.winrates import shares_by_score
 
@@ -175,18 +176,21 @@ def against_sft(judged: Sequence[Judged], arms: Sequence[str], fitted_on: str, s
 
 
 def author_table(judged: Sequence[Judged], split: str) -> str:
-    """DITTO against SFT by author; what is not judged is said."""
+    """DITTO against SFT by author; what is not judged is said.
+
+    A verdict needs two judges that agree and none that does not; a judge made of others is none.
+    """
     judges, rows = judges_of(judged), []
     for author in sorted({one.author for one in judged}):
-        cells, signs = [], set()
+        cells, signs = [], []
         for judge in judges:
             own = [one for one in of_kind(judged, judge, USUAL) if one.author == author]
             rate = win_rate(own, "DITTO", "SFT", split)
             cells.append(f"{100 * rate.rate:.0f} %" if rate.authors else "not judged")
-            if rate.authors:
-                signs.add(np.sign(rate.rate - 0.5))
-        able = sum(cell != "not judged" for cell in cells)
-        verdict = "no verdict" if able < 2 or len(signs) > 1 else "DITTO" if 1 in signs else "SFT"
+            if rate.authors and judge not in APART:
+                signs.append(np.sign(rate.rate - 0.5))
+        winner = {1.0: "DITTO", -1.0: "SFT"}.get(signs[0]) if len(set(signs)) == 1 else None
+        verdict = winner if winner and len(signs) >= MIN_JUDGES else "no verdict"
         rows.append([author, *cells, verdict])
     return table(["author", *judges, "agreed"], rows)
 

@@ -68,14 +68,16 @@ def test_a_verdict_needs_two_judges_that_agree(module: Module) -> None:
     lines = [line("a/0", "DITTO")]
     key = results.key_of(lines[0])
 
-    def verdict(*ditto: float) -> str:
-        verdicts = [judged(key, True, score, f"judge {n}") for n, score in enumerate(ditto)]
+    def verdict(*ditto: float, first: str = "judge 0") -> str:
+        names = [first, "judge 1"][: len(ditto)]
+        verdicts = [judged(key, True, one, name) for one, name in zip(ditto, names, strict=True)]
         table = tables.author_table(tables.joined(lines, verdicts), "test")
         return str(table.splitlines()[-1].split("|")[-2].strip())
 
     assert verdict(1.0, 1.0) == "DITTO"
     assert verdict(-1.0, -1.0) == "SFT"
-    assert verdict(1.0, -1.0) == verdict(1.0) == "no verdict"
+    assert verdict(1.0, -1.0) == verdict(1.0) == verdict(0.0, 0.0) == "no verdict"
+    assert verdict(1.0, 1.0, first="panel") == "no verdict"
 
 
 def test_an_exaggeration_stands_above_one(module: Module) -> None:

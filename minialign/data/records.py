@@ -13,13 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minialign.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 from minialign.data.files import read_jsonl
+from minialign.errors import InputError
 
 Messages = list[dict[str, str]]
 # What a run can learn from.

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ from minialign.data.records import Example, Messages
 from minialign.errors import InputError
 from minialign.evaluation.contestants import Answers, Contestant, Entry
 from minialign.evaluation.judges import MODEL, QUALITY
+from minialign.evaluation.judges.intervals import clustered_mean
 from minialign.evaluation.judges.model import ModelJudge, Rating
 from minialign.evaluation.knobs import FEEDBACK_EVALUATION, EvaluateOptions
 from minialign.evaluation.measure import Hall, progress_bar
@@ -50,19 +52,15 @@ Column = dict[str, list[list[str]]]  # scope -> prompt -> answers
 
 @dataclass(frozen=True)
 class Mean:
-    """With its standard error; NaN without a value."""
+    """With its standard error, which counts prompts; NaN without a value, or from one prompt."""
 
     value: float
     error: float
     count: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        if not values:
-            return cls(math.nan, math.nan, 0)
-        mean = sum(values) / len(values)
-        variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
-        return cls(mean, math.sqrt(variance / len(values)), len(values))
+    def of(cls, by_prompt: Sequence[Sequence[float]]) -> Mean:
+        return cls(*clustered_mean(by_prompt), sum(map(len, by_prompt)))
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,18 @@ class ScopeScores:
     nats_per_token: float | None = None  # of the base's own answers out of scope
 
     @classmethod
-    def of(cls, scores: dict[str, list[float | None]], **figures: float | None) -> ScopeScores:
-        """From a score an answer, by scope."""
-        known = {scope: [s for s in values if s is not None] for scope, values in scores.items()}
+    def of(
+        cls, scores: dict[str, list[float | None]], answers: Column, **figures: float | None
+    ) -> ScopeScores:
+        """From a score an answer, by scope; `answers` says which are to one prompt."""
+        known = {scope: _by_prompt(values, answers[scope]) for scope, values in scores.items()}
         inside = Mean.of(known["in_scope"])
-        near, far = ([abs(s) for s in known[scope]] for scope in ("near_scope", "out_of_scope"))
+        near, far = (
+            [[abs(s) for s in group] for group in known[scope]]
+            for scope in ("near_scope", "out_of_scope")
+        )
         outside = Mean.of(near + far)
-        missing = sum(map(len, scores.values())) - sum(map(len, known.values()))
+        missing = sum(values.count(None) for values in scores.values())
         return cls(
             inside,
             Mean.of(near),
@@ -97,6 +100,14 @@ class ScopeScores:
             missing,
             **figures,
         )
+
+
+def _by_prompt(
+    values: Sequence[float | None], groups: Sequence[Sequence[str]]
+) -> list[list[float]]:
+    """A group for each prompt, without what could not be scored."""
+    rest = iter(values)
+    return [[s for s in islice(rest, len(group)) if s is not None] for group in groups]
 
 
 def by_check(data: FeedbackData) -> Scorer:
@@ -281,7 +292,7 @@ class Scopes:
                     contestant.adapter,
                     hall.options.micro_batch_tokens,
                 )
-            scores[name] = ScopeScores.of(by_answer[name], **figures)
+            scores[name] = ScopeScores.of(by_answer[name], answers[name], **figures)
         return ScopeResults(self.data, scores, by_answer, answers, scoring.describe())
 
 

@@ -7,8 +7,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from minialign.data.records import Demonstration
 from minialign.evaluation.contestants import Answers
+from minialign.evaluation.judges import APART
+from minialign.evaluation.judges.agreement import MIN_JUDGES, agreements
 from minialign.evaluation.judges.verdicts import Judgement
 
 # contestant -> name of a figure -> value
@@ -54,7 +58,29 @@ def contest_table(
     lines += _persons_line(person or {})
     for judgement in judgements:
         lines += ["", *win_table(judgement, names[-1])]
+    lines += _together(judgements, names[-1])
     return "\n".join(lines)
+
+
+def _together(judgements: Sequence[Judgement], asked: str) -> list[str]:
+    """Whom the judges that can judge agree on, one by one."""
+    verdicts = {
+        judgement.name: {
+            (win.first, win.second): np.array(outcomes, np.float64)
+            for win, outcomes in zip(judgement.wins, judgement.outcomes, strict=True)
+        }
+        for judgement in judgements
+        if judgement.can_judge and judgement.outcomes and judgement.name not in APART
+    }
+    if len(verdicts) < MIN_JUDGES:
+        return []
+    lines = ["", f"together ({', '.join(verdicts)})"]
+    for (first, second), found in agreements(verdicts).items():
+        if first == asked:
+            said = f"all prefer {found.winner}" if found.winner else "they do not agree"
+            sure = ", each beyond its interval" if found.sure else ""
+            lines.append(f"  {first} against {second:24} {said}{sure}")
+    return lines
 
 
 def _persons_line(person: dict[str, float | None]) -> list[str]:

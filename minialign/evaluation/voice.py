@@ -344,7 +344,7 @@ def _judged(voice: Voice, hall: Hall) -> list[Judgement]:
     )
     asked = {*hall.options.judges, *([VOTES] if hall.options.votes else [])}
     judges = (module_of(name).build(trial) for name in JUDGES if name in asked)
-    return [judgement_of(judge, texts, hall.options.seed) for judge in judges]
+    return [judgement_of(judge, texts) for judge in judges]
 
 
 def _asking(questions: int) -> Callable[[], None]:

@@ -10,13 +10,16 @@ from types import ModuleType
 
 from minialign.data.knobs import nearest, require
 
-OFFLINE = ("panel", "style", "character", "delta")  # need nothing but the texts
+PANEL = "panel"
+OFFLINE = (PANEL, "style", "character", "delta")  # need nothing but the texts
 # These ask a model, which must be named.
 MODEL, QUALITY = "model", "quality"
 ASKING = (MODEL, QUALITY)
+# The first is made of others, the second is asked something else: neither agrees or disagrees.
+APART = (PANEL, QUALITY)
 VOTES = "votes"  # the person, whose votes are read from a file
 JUDGES: dict[str, str] = {  # name -> module
-    "panel": "minialign.evaluation.judges.by_panel",
+    PANEL: "minialign.evaluation.judges.by_panel",
     "style": "minialign.evaluation.judges.by_style",
     "character": "minialign.evaluation.judges.by_character",
     "delta": "minialign.evaluation.judges.by_delta",
@@ -26,7 +29,7 @@ JUDGES: dict[str, str] = {  # name -> module
 }
 # A few words behind a judge's name in --help.
 HELPS = {
-    "panel": "the next three as one; all four offline",
+    PANEL: "the next three as one; all four offline",
     "style": "words and punctuation",
     "character": "runs of characters",
     "delta": "frequent words",

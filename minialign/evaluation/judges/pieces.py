@@ -14,6 +14,7 @@ Shapes: P pieces that are learned from, N pieces or texts in question.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self
@@ -49,7 +50,7 @@ ENOUGH_OWN = 5  # demonstrations, from which a verdict is more than a rough one
 
 
 @dataclass(frozen=True, eq=False)
-class PieceJudge:
+class PieceJudge(ABC):
     """A scorer of texts by one person's style."""
 
     name: ClassVar[str]
@@ -67,9 +68,9 @@ class PieceJudge:
     _chance_error: float = field(repr=False)  # standard error of `auc` if nothing differed
 
     @classmethod
+    @abstractmethod
     def _learned(cls, corpus: Corpus) -> tuple[Scorer, HeldOut]:
         """What a kind of evidence has to offer."""
-        raise NotImplementedError
 
     @classmethod
     def fit(

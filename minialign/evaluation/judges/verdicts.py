@@ -97,8 +97,8 @@ class Judgement:
     outcomes: list[Any] = field(default_factory=list)  # of each win, as in Shares
 
 
-def judgement_of(judge: Judge, texts: Texts, seed: int = 0) -> Judgement:
+def judgement_of(judge: Judge, texts: Texts) -> Judgement:
     shares = judge.compare(texts)
-    wins, means = win_rates(shares, seed)
+    wins, means = win_rates(shares)
     outcomes = [shares[win.first, win.second].tolist() for win in wins]
     return Judgement(judge.name, judge.can_judge, judge.describe(), wins, means, outcomes)

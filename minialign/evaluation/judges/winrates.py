@@ -52,15 +52,13 @@ def shares_by_score(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def win_rates(
-    shares: dict[tuple[str, str], np.ndarray], seed: int = 0
+    shares: dict[tuple[str, str], np.ndarray],
 ) -> tuple[list[WinRate], dict[str, Interval]]:
     """Each pair's win rate, and each contestant's mean over its rivals, with intervals.
 
     `shares` holds, for a pair (first, second), the outcomes (P, A, B) in [0, 1], NaN where there is
-    none. Comparisons that were not made crosswise are (P, C, 1). Nothing is drawn: `seed` is taken
-    for callers that gave the bootstrap one.
+    none. Comparisons that were not made crosswise are (P, C, 1).
     """
-    del seed
     wins = [_win(first, second, outcomes) for (first, second), outcomes in shares.items()]
     return wins, _means(wins, shares)
 
