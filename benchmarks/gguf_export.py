@@ -16,6 +16,6 @@ def export(folder: Path, target: Path, bits: int) -> None:
     config = {**raw, "head_dim": model.config.head_dim, **plain_rope(raw)}
     tensors = dict(base_parameters(model))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    dtype = "float16" if bits == 16 else "float32"
+    dtype = {8: "q8_0", 16: "float16", 32: "float32"}[bits]
     stops = model.stop_ids
     write_gguf(target, config, tokenizer, stops, shapes, iter(tensors.items()), dtype, folder.name)

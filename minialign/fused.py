@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -59,14 +58,15 @@ class _LinearLogps(torch.autograd.Function):
         logps = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
         slopes = torch.empty_like(hidden) if train_hidden and not train_weight else None
+        logits_of = _Logits(hidden, weight, targets, chunk)
         for rows in _chunks(len(hidden), chunk):
-            logits = _shifted_logits(hidden[rows], weight, targets[rows])
+            logits = logits_of(rows)
             picked = logits.gather(1, targets[rows, None])
             total = logits.exp_().sum(1, keepdim=True)
             logps[rows] = (picked - total.log()).squeeze(1)
             if slopes is not None:
                 slope = _logit_slope(logits, total, targets[rows])
-                slopes[rows] = product(slope.to(weight.dtype), weight.t())
+                slopes[rows] = product(logits_of.narrowed(slope), weight.t())
         ctx.chunk = chunk
         if train_weight:
             ctx.save_for_backward(hidden, weight, targets)
@@ -82,10 +82,11 @@ class _LinearLogps(torch.autograd.Function):
             return (grad[:, None] * slopes).to(slopes.dtype), None, None, None
         hidden, weight, targets = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        logits_of = _Logits(hidden, weight, targets, ctx.chunk)
         for rows in _chunks(len(hidden), ctx.chunk):
-            exps = _shifted_logits(hidden[rows], weight, targets[rows]).exp_()
+            exps = logits_of(rows).exp_()
             slope = _logit_slope(exps, exps.sum(1, keepdim=True), targets[rows])
-            slope = slope.mul_(grad[rows, None]).to(weight.dtype)
+            slope = logits_of.narrowed(slope.mul_(grad[rows, None]))
             grad_hidden[rows] = product(slope, weight.t())
             grad_weight += product(slope.t(), hidden[rows].t())
         return grad_hidden if ctx.needs_input_grad[0] else None, grad_weight, None, None
@@ -163,25 +164,46 @@ def _logit_slope(exps: Tensor, total: Tensor, targets: Tensor) -> Tensor:
     return exps.div_(-total).scatter_add_(1, targets[:, None], torch.ones_like(total))
 
 
-def _shifted_logits(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+class _Logits:
     """Logits (chunk, V) minus their largest, row by row: their exponentials neither overflow nor
     lose the digits that a large logsumexp would take up.
+
+    Where a half type is widened, every chunk is made in the same two tables: a system that takes
+    freed memory back gives out new pages more slowly than the products are made.
     """
-    mixed = hidden.dtype != weight.dtype
-    logits = _beside_target(hidden, weight, targets) if mixed else wide_product(hidden, weight)
-    return logits.sub_(logits.amax(1, keepdim=True))
 
+    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
+        self.hidden, self.weight, self.targets = hidden, weight, targets
+        self.mixed = hidden.dtype != weight.dtype
+        if self.mixed:
+            shape = (len(weight), min(chunk, len(hidden)))
+            self.half, self.wide = weight.new_empty(shape), hidden.new_empty(shape)
 
-def _beside_target(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Logits minus their target's, from a weight of a half type, in the type of `hidden`.
+    def __call__(self, rows: slice) -> Tensor:
+        if self.mixed:
+            logits = self._beside_target(self.hidden[rows], self.targets[rows])
+        else:
+            logits = wide_product(self.hidden[rows], self.weight)
+        return logits.sub_(logits.amax(1, keepdim=True))
 
-    A product of half types rounds its result. What it rounds here is how far a token lies from the
-    target, a small number where it matters: a log-probability keeps its digits. The product is
-    transposed, (V, chunk), so that the targets' logits are its bias and go in before it is rounded.
-    """
-    own = (hidden * weight[targets]).sum(1)
-    shifted = F.linear(weight, hidden.to(weight.dtype), -own.to(weight.dtype))
-    return shifted.t().to(hidden.dtype)
+    def _beside_target(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Logits minus their target's, from a weight of a half type, in the type of `hidden`.
+
+        A product of half types rounds its result. What it rounds here is how far a token lies from
+        the target, a small number where it matters: a log-probability keeps its digits. The product
+        is transposed, (V, chunk), so that the targets' logits are its bias and go in before it is
+        rounded.
+        """
+        own = (hidden * self.weight[targets]).sum(1).to(self.weight.dtype)
+        half = self.half[:, : len(hidden)]
+        torch.addmm(-own, self.weight, hidden.to(self.weight.dtype).t(), out=half)
+        return self.wide[:, : len(hidden)].copy_(half).t()
+
+    def narrowed(self, slope: Tensor) -> Tensor:
+        """(chunk, V) in the type of `weight`."""
+        if not self.mixed:
+            return slope.to(self.weight.dtype)
+        return self.half[:, : len(slope)].t().copy_(slope)
 
 
 def _chunks(length: int, size: int) -> list[slice]:

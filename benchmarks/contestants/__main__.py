@@ -46,7 +46,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("contestant")
     parser.add_argument("result", type=Path)
     parser.add_argument("--model", default="checkpoints/smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="float32", help="minialign's")
+    parser.add_argument("--dtype", default="float32", help="of the base model")
     parser.add_argument("--rollout-dtype", default="model", help="minialign's")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--precomputed", action="store_true", help="reference scores are known")

@@ -24,12 +24,12 @@ def load_ours(path: str, dtype: str = "float32") -> Any:
     return model
 
 
-def load_theirs(path: str) -> Any:
+def load_theirs(path: str, dtype: str = "float32") -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     model.eval()
     touch(model)
     return model

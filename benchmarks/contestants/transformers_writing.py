@@ -20,7 +20,9 @@ def rollouts(options: Namespace, folder: Path) -> Result:
     from transformers import AutoTokenizer
 
     reference_folder, _ = adapters(options.model, folder)
-    model = PeftModel.from_pretrained(load_theirs(options.model), str(reference_folder))
+    model = PeftModel.from_pretrained(
+        load_theirs(options.model, options.dtype), str(reference_folder)
+    )
     model = model.merge_and_unload().eval()  # its best setting
     tokenizer = AutoTokenizer.from_pretrained(options.model, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -48,7 +50,7 @@ def rollouts(options: Namespace, folder: Path) -> Result:
 
 
 def decode(options: Namespace, folder: Path) -> Result:
-    model = load_theirs(options.model)
+    model = load_theirs(options.model, options.dtype)
     (prompt,) = prompts(1)
     ids = torch.tensor([prompt])
     memory = Memory()

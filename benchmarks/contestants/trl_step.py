@@ -43,7 +43,8 @@ def step(options: Namespace, folder: Path) -> Result:
             parameter.grad = None
         model.train()  # as the trainer does; the adapters have no dropout
         for batch, part in zip(batches, parts, strict=False):
-            loss = trainer.compute_loss(model, batch)  # the mean of its pairs
+            with trainer.compute_loss_context_manager():  # autocast, where bf16 is asked for
+                loss = trainer.compute_loss(model, batch)  # the mean of its pairs
             (loss * len(part) / count).backward()
 
     warm_up = collated(trainer, pairs[:1])
@@ -69,7 +70,7 @@ def dpo_trainer(options: Namespace, folder: Path) -> Any:
 
     warnings.filterwarnings("ignore")
     reference_folder, policy_folder = adapters(options.model, folder)
-    base = load_theirs(options.model)
+    base = load_theirs(options.model, options.dtype)
     peft = PeftModel.from_pretrained(base, str(reference_folder), is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -81,7 +82,7 @@ def dpo_trainer(options: Namespace, folder: Path) -> Any:
         max_length=None,
         beta=BETA,
         use_cpu=True,
-        bf16=False,
+        bf16=options.dtype == "bfloat16",
         report_to=[],
         disable_tqdm=True,
         save_strategy="no",
