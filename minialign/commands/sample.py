@@ -19,6 +19,7 @@ from minialign.policy.knobs import SamplingConfig
 if TYPE_CHECKING:
     from minialign.data.records import Messages
     from minialign.model.transformer import CausalLM
+    from minialign.policy.sample import Completion
     from minialign.weights.tokenizer import Tokenizer
 
 DESCRIPTION = "Ask a model, with or without an adapter."
@@ -247,34 +248,53 @@ def stream(
 def write_answers(
     model: CausalLM, tokenizer: Tokenizer, prompts: list[Messages], options: SampleOptions
 ) -> None:
-    """A line a completion, in the form of demonstrations; the file appears whole or not at all."""
+    """A line a completion, in the form of demonstrations; the file appears whole or not at all.
+
+    Until then each answer is kept in a file beside it as soon as it is written.
+    """
     from tqdm import tqdm
 
+    from minialign.data.files import PARTIAL, replace_text
+    from minialign.data.records import plural
     from minialign.policy.sample import generate
 
-    with tqdm(desc="writing", unit="token", disable=not sys.stderr.isatty()) as bar:
-        groups = generate(
-            model,
-            tokenizer,
-            prompts,
-            n=options.n,
-            on_token=lambda *_: bar.update(),
-            **generation(options),
-        )
-    partial = Path(options.out + ".partial")
+    lines: dict[tuple[int, int], str] = {}
+    partial = Path(options.out + PARTIAL)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "w", encoding="utf-8") as file:
-        for messages, group in zip(prompts, groups, strict=True):
-            for number, completion in enumerate(group):
-                line = {
-                    **as_demonstration(messages, completion.text),
-                    "sample": number,
-                    "finish_reason": completion.finish_reason,
-                    "logprob": completion.logprob,
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(partial, options.out)
-    print(f"{options.out}: {sum(map(len, groups))} answers to {len(prompts)} prompts")
+    bar = tqdm(
+        desc="writing",
+        unit="answer",
+        total=len(prompts) * options.n,
+        disable=not sys.stderr.isatty(),
+    )
+    with bar, open(partial, "w", encoding="utf-8", buffering=1) as file:
+
+        def keep(prompt: int, number: int, completion: Completion) -> None:
+            lines[prompt, number] = _line(prompts[prompt], number, completion)
+            file.write(lines[prompt, number])
+            bar.update()
+
+        try:
+            how = generation(options)
+            generate(model, tokenizer, prompts, n=options.n, on_answer=keep, **how)
+        except BaseException as error:
+            if not lines:
+                partial.unlink()
+            elif isinstance(error, KeyboardInterrupt):
+                print(f"\n{partial}: {plural(len(lines), 'answer')} so far", file=sys.stderr)
+            raise
+    replace_text(Path(options.out), "".join(lines[place] for place in sorted(lines)))
+    print(f"{options.out}: {len(lines)} answers to {len(prompts)} prompts")
+
+
+def _line(messages: Messages, number: int, completion: Completion) -> str:
+    line = {
+        **as_demonstration(messages, completion.text),
+        "sample": number,
+        "finish_reason": completion.finish_reason,
+        "logprob": completion.logprob,
+    }
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def as_demonstration(messages: Messages, text: str) -> dict[str, Any]:

@@ -52,6 +52,9 @@ class Completion:
     finish_reason: FinishReason
 
 
+OnAnswer = Callable[[int, int, Completion], None]  # (prompt index, sample index, what was written)
+
+
 @dataclass
 class _Row:
     """A sample that is being written."""
@@ -81,6 +84,7 @@ def sample(
     seed: int,
     streams: Sequence[int] | None = None,
     on_token: OnToken | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> list[list[Completion]]:
     """n completions of each prompt (token ids), in order; their `text` is left empty.
 
@@ -104,7 +108,7 @@ def sample(
         ranges = _ordinary_ranges(model) if precision == "int8" else None
         with merged_adapter(model), packed_weights(model, precision, ranges):
             keys = range(len(prompts)) if streams is None else streams
-            rows = _write(model, prompts, n, config, limits, seed, keys, on_token)
+            rows = _write(model, prompts, n, config, limits, seed, keys, on_token, on_answer)
     finally:
         model.train(training)
     done = {(row.prompt, row.sample): row for row in rows}
@@ -145,6 +149,7 @@ def _write(
     seed: int,
     streams: Sequence[int],
     on_token: OnToken | None,
+    on_answer: OnAnswer | None,
 ) -> list[_Row]:
     queue = deque(
         _Row(p, s, limits[p], _uniforms(seed, streams[p], s, limits[p]))
@@ -169,6 +174,8 @@ def _write(
                 on_token(live[row].prompt, live[row].sample, ids[row])
             if live[row].finished(model.stop_ids):
                 finished.append(live[row])
+                if on_answer:
+                    on_answer(live[row].prompt, live[row].sample, _completion(live[row]))
                 cache.remove(row)
                 live[row], ids[row] = live[-1], ids[-1]
                 live.pop(), ids.pop()
@@ -305,15 +312,21 @@ def generate(
     top_k: int = 0,
     seed: int = 0,
     on_token: OnToken | None = None,
+    on_answer: OnAnswer | None = None,
 ) -> list[list[Completion]]:
     """n completions, as text, of each prompt (a text, or a chat's messages): a list per prompt.
 
-    A text alone is one prompt.
+    A text alone is one prompt. `on_answer` is called with each completion as soon as it is written.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     config = SamplingConfig(max_new_tokens, temperature, top_p, top_k)
     ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-    sampled = sample(model, ids, n, config, seed=seed, on_token=on_token)
+
+    def told(prompt: int, number: int, completion: Completion) -> None:
+        if on_answer:
+            on_answer(prompt, number, with_text(completion, tokenizer))
+
+    sampled = sample(model, ids, n, config, seed=seed, on_token=on_token, on_answer=told)
     return [[with_text(completion, tokenizer) for completion in group] for group in sampled]
 
 

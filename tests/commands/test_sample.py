@@ -152,6 +152,28 @@ def test_overwrite_replaces_the_answers(workplace: Path, tmp_path: Path) -> None
     assert len(answers.read_text(encoding="utf-8").splitlines()) == len(DEMOS)
 
 
+def test_what_was_answered_before_a_stop_is_kept(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": f"a {n}"} for n in range(70)])
+    answers, whole = tmp_path / "answers.jsonl", tmp_path / "whole.jsonl"
+    flags = ("--model", "toy", "--prompts", prompts, "--max-new-tokens", "2")
+    assert call(sample, *flags, "--out", whole, cwd=workplace).code == 0
+    written = sample._line
+
+    def stop_at_the_last(*given: Any) -> str:
+        if given[0][-1]["content"] == "a 69":
+            raise KeyboardInterrupt
+        return written(*given)
+
+    monkeypatch.setattr(sample, "_line", stop_at_the_last)
+    outcome = call(sample, *flags, "--out", answers, cwd=workplace)
+    kept = (tmp_path / "answers.jsonl.partial").read_text().splitlines()
+    assert outcome.code == 130 and f"{len(kept)} answers so far" in outcome.err
+    assert len(kept) >= 64 and set(kept) < set(whole.read_text().splitlines())
+    assert not answers.exists()
+
+
 def test_a_failure_leaves_the_old_answers_and_no_new_ones(workplace: Path, tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     answers.write_text("old")
