@@ -22,6 +22,7 @@ from minialign.data.knobs import (
 from minialign.errors import InputError
 
 MOST_USED = "most used"
+LONGEST_ERROR = 1500
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -154,6 +155,12 @@ def _metavar(kind: Any) -> str:
     return names.get(kind, "TEXT")
 
 
+def one_line(text: str) -> str:
+    """What a file made part of an error may be long, or drive the terminal: neither is shown."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if len(text) <= LONGEST_ERROR else f"{text[:1000]} ... {text[-300:]}"
+
+
 def run_main(program: str, main: Callable[[], None]) -> NoReturn:
     """Runs a command: InputError is one line and status 2, Ctrl-C status 130."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -162,7 +169,7 @@ def run_main(program: str, main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(f"{program}: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{program}: stopped", file=sys.stderr)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from minialign.data.files import read_text, require_fields
 from minialign.data.knobs import config_from_dict, flag_values
 from minialign.errors import InputError
 from minialign.methods.cards import card_of
@@ -32,11 +33,11 @@ def flags_in(file: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file)
         content = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
-    except OSError as error:
-        raise InputError(f"--config {file}: {error.strerror or error}") from None
-    except ValueError as error:
+    except InputError as error:
+        raise InputError(f"--config {error}") from None
+    except (ValueError, RecursionError) as error:
         kind = "TOML" if file.suffix == ".toml" else "JSON (a file in TOML must be called .toml)"
         raise InputError(f"--config {file}: is not {kind}: {error}") from None
     if not isinstance(content, dict):
@@ -55,10 +56,11 @@ def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _of_run(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """What makes the same run again: without the knobs that its method fixes or never reads."""
+    require_fields({"method": "", **record["options"]}, {"method": str}, "--config: a run's record")
     chosen = {name: value for name, value in record["options"].items() if value != ""}
     options = {name: value for name, value in chosen.items() if name not in NOT_AGAIN}
     options["recipe"] = record.get("recipe", "auto")
-    card = card_of(given.get("method") or options["method"], source_of(record))
+    card = card_of(given.get("method") or options.get("method", ""), source_of(record))
     brought = ("lora_",) if options.get("init_adapter") else ()
     knobs: Any = config_from_dict(card.knobs_class, record["knobs"])
     useless = {*card.fixed, *card.unread, *knobs.unread}

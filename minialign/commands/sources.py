@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,8 @@ class Demonstrations:
 
     @property
     def preview(self) -> Messages:
-        known = [d.messages for d in self.train]
-        unseen = [d.messages for d in self.held_out if d.messages not in known]
+        known = {str(d.messages) for d in self.train}
+        unseen = [d.messages for d in self.held_out if str(d.messages) not in known]
         seen = [d.messages for d in self.held_out]
         return [*unseen, *seen, [{"role": "user", "content": DEFAULT_PROMPT}]][0]
 
@@ -294,7 +295,9 @@ def _with_data_paths(options: TrainOptions) -> TrainOptions:
             '--test belongs to --demos: in --data, the lines with the split "test" are held out'
         )
     paths = data_paths(options.data)
-    name = "+".join(path.stem if path.is_file() else path.resolve().name for path in paths)
+    # Unlike `resolve`, this comes to an end where links lead round in a circle.
+    folders = (path.stem if path.is_file() else Path(os.path.realpath(path)).name for path in paths)
+    name = "+".join(folders)
     return dataclasses.replace(options, out=options.out or str(Path("runs") / name))
 
 

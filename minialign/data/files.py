@@ -31,7 +31,7 @@ def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
             raise InputError(f"{path}: not a plain file: save its content as one")
         with open(path, "rb") as file:
             # Python makes room for all that is asked for, so no more is than the file has.
-            content = file.read(min(found.st_size, limit) + 1)
+            content = file.read(found.st_size + 1) if found.st_size <= limit else b""
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -40,7 +40,7 @@ def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{str(path)!r}: not a name of a file") from None
-    if len(content) > limit:
+    if max(found.st_size, len(content)) > limit:
         raise InputError(f"{path}: has more than {limit:,} bytes: give a smaller one")
     return content
 

@@ -35,6 +35,9 @@ def files_below(folder: Path) -> list[Path]:
 
 def head_of(file: Path) -> bytes:
     """The first bytes. Raises InputError for a file that cannot be read."""
+    # A pipe or a device may never end.
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file}: not a plain file: save its content as one")
     try:
         with file.open("rb") as opened:
             return opened.read(HEAD)

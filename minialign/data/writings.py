@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minialign.data.alike import near_duplicates
-from minialign.data.files import read_jsonl
+from minialign.data.files import read_bytes, read_jsonl
 from minialign.data.formats import (
     CSV,
     JSON_LINES,
@@ -39,7 +39,8 @@ COLUMNS = {
     "completion": ("completion", "output", "response", "answer"),
 }
 LARGEST_TABLE = 200_000_000
-BETWEEN_TEXTS = re.compile(r"^\s*(?:-{3,}|\*{3,}|={3,})\s*$", re.M)
+# Spaces of one line alone: a search over thousands of empty ones would take very long.
+BETWEEN_TEXTS = re.compile(r"^[^\S\n]*(?:-{3,}|\*{3,}|={3,})[^\S\n]*$", re.M)
 
 
 @dataclass
@@ -183,7 +184,7 @@ def _of_kind(kind: str, file: Path, name: str, columns: dict[str, str]) -> Itera
 
 def text_of(file: Path) -> str:
     """UTF-8, UTF-16 that says so, or else Windows' own."""
-    raw = file.read_bytes()[:LARGEST_TABLE]
+    raw = read_bytes(file, LARGEST_TABLE)
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     try:

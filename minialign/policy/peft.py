@@ -141,7 +141,11 @@ def _patterns(held: Parts, config: LoRAConfig) -> dict[str, dict[str, float]]:
 def joined_parts(folder: Path) -> Parts:
     """What `save_adapter` noted of adapters that it joined."""
     file = folder / BASE_FILE
-    return read_json(file).get("joined", {}) if file.exists() else {}
+    held = read_json(file).get("joined", {}) if file.exists() else {}
+    lists = held.values() if isinstance(held, dict) else [None]
+    if not all(part and isinstance(part, list) and {*map(type, part)} == {str} for part in lists):
+        raise InputError(f"{file}: joined is not an object of lists of layers")
+    return dict(held)
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,8 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
     folder = Path(folder)
     config, state = read_adapter_config(folder), _read_state(folder)
     file = folder / TENSOR_FILE
-    made_for = read_json(folder / BASE_FILE)["base_signs"] if (folder / BASE_FILE).exists() else ""
+    base = read_json(folder / BASE_FILE) if (folder / BASE_FILE).exists() else {}
+    made_for = base.get("base_signs")
     if made_for and made_for != base_fingerprint(model):
         raise InputError(
             f"{folder}: this adapter was trained on another model: load it with that one"
@@ -262,7 +267,7 @@ def load_adapter(model: nn.Module, folder: str | Path, name: str = "default") ->
 
 def lora_of(folder: Path) -> LoRAConfig:
     """What an adapter consists of, as its tensors say: `--resume` builds it anew without them."""
-    config, file = read_adapter_config(folder), folder / TENSOR_FILE
+    config, file = read_adapter_config(folder), _tensor_file(folder)
     try:
         with safe_open(file, framework="pt") as tensors:
             shapes = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}
@@ -272,8 +277,15 @@ def lora_of(folder: Path) -> LoRAConfig:
     return replace(_one_config(config, layers), dropout=0.0)
 
 
+def _tensor_file(folder: Path) -> Path:
+    """Raises InputError where there is none; a pipe would never be open."""
+    if not (folder / TENSOR_FILE).is_file():
+        raise InputError(f"{folder / TENSOR_FILE}: no such file: train the adapter again")
+    return folder / TENSOR_FILE
+
+
 def _read_state(folder: Path) -> dict[str, Tensor]:
-    file = folder / TENSOR_FILE
+    file = _tensor_file(folder)
     try:
         with safe_open(file, framework="pt") as tensors:
             state = {key: tensors.get_tensor(key) for key in tensors.keys()}

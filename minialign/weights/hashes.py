@@ -27,6 +27,9 @@ def hashes_of(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
 def _hash(folder: Path, patterns: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for file in sorted(file for pattern in patterns for file in folder.glob(pattern)):
+        # A folder or a pipe of such a name is no part of a model.
+        if not file.is_file():
+            continue
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         step = max(PIECE_BYTES, size // PIECES)

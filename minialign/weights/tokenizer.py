@@ -18,7 +18,7 @@ from typing import Any
 
 import tokenizers
 
-from minialign.data.files import read_json
+from minialign.data.files import read_json, read_text
 from minialign.data.records import Messages
 from minialign.errors import InputError
 from minialign.weights.gguf_header import read_header
@@ -115,8 +115,9 @@ class Tokenizer:
             raise InputError(
                 f"{file}: no such file: minialign needs the checkpoint's fast tokenizer"
             )
+        text = read_text(file)
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_str(text)
         except BaseException as error:  # the library raises bare Exception, and Rust's panics
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -213,10 +214,7 @@ class Tokenizer:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read: {error}") from None
+        return read_text(file)
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]

@@ -114,7 +114,7 @@ def test_what_is_wrong_in_it_is_named(tmp_path: Path, values: dict[str, object],
         ("a.toml", "beta = ", "is not TOML"),
         ("a.txt", "beta = 1", "is not JSON (a file in TOML must be called .toml)"),
         ("a.json", "[1]", "holds no names and values"),
-        ("gone.json", None, "No such file"),
+        ("gone.json", None, "no such file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(

@@ -10,6 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from minialign.data.feedback import SCOPES
+from minialign.data.files import read_bytes
 from minialign.data.records import Demonstration, load_demonstrations, training_split
 from minialign.errors import InputError
 from minialign.evaluation.judges.words import copied_spans, known_runs
@@ -51,9 +52,9 @@ def demonstrations(run: RunFiles) -> list[Demonstration]:
     """What the run was trained on, if the file is still there and still the same."""
     file = Path(str(run.config["options"].get("demos", "")))
     try:
-        same = hashlib.sha256(file.read_bytes()).hexdigest() == run.config.get("demos_sha256")
+        same = hashlib.sha256(read_bytes(file)).hexdigest() == run.config.get("demos_sha256")
         return training_split(load_demonstrations(file)) if same else []
-    except (OSError, InputError):
+    except InputError:
         return []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minialign.data.feedback import SCOPES, flag_for_test
-from minialign.data.files import read_json, read_jsonl
+from minialign.data.files import read_bytes, read_json, read_jsonl
 from minialign.data.knobs import flags_of
 from minialign.data.records import DEMONSTRATIONS, PAIRS
 from minialign.errors import InputError
@@ -172,7 +172,7 @@ def _object(file: Path, **fields: type) -> Json:
 
 def _lines(file: Path, **fields: type) -> list[Json]:
     """The objects of a JSON Lines file; none where it is missing or still empty."""
-    if not file.exists() or not file.read_bytes().strip():
+    if not file.exists() or not read_bytes(file).strip():
         return []
     return [
         _checked(readable(record), f"{file}, line {line}", fields)
