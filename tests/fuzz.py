@@ -335,7 +335,7 @@ class Fuzzer:
         shutil.copytree(self.template, self.folder)
         os.environ["OLLAMA_MODELS"] = "ollama"
         self.seen: set[tuple[int, bytes | str]] = set()
-        self.refused = 0
+        self.refused: set[tuple[int, bytes | str]] = set()
         self.failed: list[str] = []
 
     def check_whole(self) -> None:
@@ -347,9 +347,10 @@ class Fuzzer:
 
     def attempt(self, reader: int, how: bytes | str) -> str:
         """Reads a file that is broken; "" if that goes well, else what was wrong."""
-        self.seen.add((reader, hashlib.sha256(how).digest() if isinstance(how, bytes) else how))
-        if len(self.seen) % 100 == 0:
+        key = reader, hashlib.sha256(how).digest() if isinstance(how, bytes) else how
+        if key not in self.seen and len(self.seen) % 100 == 99:
             print(self.summary(), flush=True)
+        self.seen.add(key)
         file, command = READERS[reader]
         spoil(self.folder / file, how)
         before = stamps(self.folder)
@@ -357,7 +358,7 @@ class Fuzzer:
         faults, after = outcome.faults(), stamps(self.folder)
         if outcome.code == 2 and after != before:
             faults.append(f"written: {sorted(set(after.items()) ^ set(before.items()))[:3]}")
-        self.refused += outcome.code == 2
+        self.refused |= {key} if outcome.code == 2 else set()
         if faults:
             self._keep(reader, how, ", ".join(faults), outcome.said)
         self._renew() if after != before else self._mend(file)
@@ -406,14 +407,15 @@ class Fuzzer:
             )
             @given(st.integers(0, len(READERS) - 1).flatmap(inputs))
             def attempt(drawn: tuple[int, bytes | str]) -> None:
-                self.attempt(*drawn)
+                if len(self.seen) < count:
+                    self.attempt(*drawn)
 
             attempt()
             seed += 1
 
     def summary(self) -> str:
         well = len(self.seen) - len(self.failed)
-        return f"{len(self.seen)} inputs: {self.refused} refused, {well} without a fault"
+        return f"{len(self.seen)} inputs: {len(self.refused)} refused, {well} without a fault"
 
 
 def main() -> None:
