@@ -11,8 +11,11 @@ import pytest
 from helpers.commands import call, sample, train
 from helpers.models import write_checkpoint
 from helpers.processes import ROOT, run_python
+from helpers.refusals import refusal
 
 from minialign.data.writings import read_writings
+from minialign.evaluation.report.run_files import figure
+from minialign.policy.peft import read_adapter_config
 
 
 def test_a_link_that_leads_to_itself_is_one_line(tmp_path: Path) -> None:
@@ -41,6 +44,13 @@ def test_what_never_ends_is_no_file(tmp_path: Path, name: str) -> None:
     module, *arguments = commands[name]
     outcome = call(module, *arguments, cwd=tmp_path)
     assert outcome.code == 2 and "not a plain file" in outcome.err
+
+
+def test_numbers_beyond_every_float_are_refused_or_unknown(tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 10**400, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert "finite number" in refusal(lambda: read_adapter_config(tmp_path))
+    assert figure(10**400) is None and figure(-(10**400)) is None and figure(3) == 3.0
 
 
 def test_an_error_is_one_short_line_whatever_a_file_puts_into_it(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ PEFT_PREFIX = "base_model.model."
 BASE_FILE = "base.json"  # ours, and optional: which model the adapter was trained on
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_FILES = (CONFIG_FILE, TENSOR_FILE, BASE_FILE, "README.md")
+LARGEST = 1e30  # of a scale: what it makes of weights is finite still
 UNSUPPORTED = (
     "use_dora",
     "use_qalora",
@@ -217,7 +218,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
             raise InputError(f"{file}: a rank is {rank!r}: it must be a whole number from 1 on")
     dropout = raw.get("lora_dropout", 0.0)
     for number in (raw["lora_alpha"], dropout, *alphas.values()):
-        if type(number) not in (int, float) or not math.isfinite(number):
+        if type(number) not in (int, float) or not abs(number) < LARGEST:
             raise InputError(f"{file}: {number!r} stands where a finite number must")
     where = [raw.get(k) for k in ("target_modules", "exclude_modules", "layers_to_transform")]
     stabilised, alpha = bool(raw.get("use_rslora")), float(raw["lora_alpha"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,8 @@ def readable(value: Any) -> Any:
 def figure(value: Any) -> float | None:
     """A number that can be shown, or None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    # A whole number may be larger than any float.
+    return float(value) if is_number and abs(value) < sys.float_info.max else None
 
 
 def figures(value: Any) -> dict[str, float]:
