@@ -110,7 +110,7 @@ def test_divergence_and_its_gradients_equal_two_plain_forward_passes(name: str) 
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     (found * weights).sum().backward()
     for gradient, true in zip(gradients(model), truth, strict=True):
-        torch.testing.assert_close(gradient, true, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(gradient, true, rtol=1e-3, atol=2e-4)
 
 
 def test_divergence_from_itself_is_nothing_and_from_another_adapter_something() -> None:
