@@ -26,7 +26,7 @@ from minialign.weights.holding import weight_bytes
 from minialign.weights.load import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TOKENS, STEPS, ROWS = 1024, 16, 16
+TOKENS, STEPS, ROWS = 1024, 8, 16
 
 
 def seconds(work: object) -> float:

@@ -17,9 +17,8 @@ from minialign.weights.devices import total_bytes
 
 # The share of the memory that weights may take as they are, where nobody says how to hold them.
 WEIGHTS_SHARE = 0.75
-# Every token is read here and chosen from here: in 4 bits a small model would lose more than by all
-# of its layers together.
-WORDS = ("model.embed_tokens.weight", "lm_head.weight")
+# Where 4 bits cost a small model most, it has 8: measured one by one (docs/models.md).
+IN_8_BITS = ("embed_tokens", "lm_head", "v_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class Holding:
     def stored(self, name: str, tensor: Tensor) -> Held:
         if self.base_dtype == "model" or tensor.dim() == 1:
             return tensor
-        kind = STORED["int8" if name in WORDS else self.base_dtype]
-        return kind(tensor, self.dtype).moved(self.device)
+        kind = "int8" if name.split(".")[-2] in IN_8_BITS else self.base_dtype
+        return STORED[kind](tensor, self.dtype).moved(self.device)
 
 
 def pick_base_dtype(
