@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minialign.model.matmul import product, wide_product
+from minialign.model.matmul import Held, across, product, wide_product
 
 CHUNK_BYTES = 32 * 2**20  # of float32 logits; measured: larger chunks are not faster
 
 
 def linear_logps(
-    hidden: Tensor, weight: Tensor, targets: Tensor, chunk_size: int | None = None
+    hidden: Tensor, weight: Held, targets: Tensor, chunk_size: int | None = None
 ) -> Tensor:
     """log softmax(hidden @ weight.T)[targets], differentiable in `hidden` and `weight`.
 
@@ -31,7 +31,8 @@ def linear_logps(
 
     Args:
         hidden: (N, D), float32, float64 or a half type.
-        weight: (V, D), the head, not transposed, of the same type, or narrower and frozen.
+        weight: (V, D), the head, not transposed, of the same type, or narrower and frozen, or
+            stored in 8 or 4 bits.
         targets: (N,) token ids.
         chunk_size: tokens whose logits are held at a time; by default as many as fit into 32 MB.
     Returns: (N,) in float32 (float64 for float64 input); logits and softmax are float32 too,
@@ -53,7 +54,7 @@ class _LinearLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Held, targets: Tensor, chunk: int) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logps = torch.empty(len(hidden), dtype=wide, device=hidden.device)
         train_hidden, train_weight = ctx.needs_input_grad[:2]
@@ -66,7 +67,7 @@ class _LinearLogps(torch.autograd.Function):
             logps[rows] = (picked - total.log()).squeeze(1)
             if slopes is not None:
                 slope = _logit_slope(logits, total, targets[rows])
-                slopes[rows] = product(logits_of.narrowed(slope), weight.t())
+                slopes[rows] = across(logits_of.narrowed(slope), weight)
         ctx.chunk = chunk
         if train_weight:
             ctx.save_for_backward(hidden, weight, targets)
@@ -87,7 +88,7 @@ class _LinearLogps(torch.autograd.Function):
             exps = logits_of(rows).exp_()
             slope = _logit_slope(exps, exps.sum(1, keepdim=True), targets[rows])
             slope = logits_of.narrowed(slope.mul_(grad[rows, None]))
-            grad_hidden[rows] = product(slope, weight.t())
+            grad_hidden[rows] = across(slope, weight)
             grad_weight += product(slope.t(), hidden[rows].t())
         return grad_hidden if ctx.needs_input_grad[0] else None, grad_weight, None, None
 
@@ -95,7 +96,7 @@ class _LinearLogps(torch.autograd.Function):
 def linear_kl(
     hidden: Tensor,
     reference_hidden: Tensor,
-    weight: Tensor,
+    weight: Held,
     temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -129,7 +130,7 @@ class _LinearKL(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         reference_hidden: Tensor,
-        weight: Tensor,
+        weight: Held,
         temperature: float,
         chunk: int,
     ) -> Tensor:
@@ -143,7 +144,7 @@ class _LinearKL(torch.autograd.Function):
             divergence[rows] = (p * (log_p - log_q)).sum(1)
             if slopes is not None:
                 slope = log_q.exp_().sub_(p).div_(temperature)
-                slopes[rows] = product(slope.to(weight.dtype), weight.t())
+                slopes[rows] = across(slope, weight)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return divergence
@@ -172,21 +173,22 @@ class _Logits:
     freed memory back gives out new pages more slowly than the products are made.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
+    def __init__(self, hidden: Tensor, weight: Held, targets: Tensor, chunk: int) -> None:
         self.hidden, self.weight, self.targets = hidden, weight, targets
-        self.mixed = hidden.dtype != weight.dtype
-        if self.mixed:
+        self.mixed: Tensor | None = None
+        if isinstance(weight, Tensor) and hidden.dtype != weight.dtype:
+            self.mixed = weight
             shape = (len(weight), min(chunk, len(hidden)))
             self.half, self.wide = weight.new_empty(shape), hidden.new_empty(shape)
 
     def __call__(self, rows: slice) -> Tensor:
-        if self.mixed:
-            logits = self._beside_target(self.hidden[rows], self.targets[rows])
+        if self.mixed is not None:
+            logits = self._beside_target(self.mixed, self.hidden[rows], self.targets[rows])
         else:
             logits = wide_product(self.hidden[rows], self.weight)
         return logits.sub_(logits.amax(1, keepdim=True))
 
-    def _beside_target(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _beside_target(self, weight: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
         """Logits minus their target's, from a weight of a half type, in the type of `hidden`.
 
         A product of half types rounds its result. What it rounds here is how far a token lies from
@@ -194,14 +196,14 @@ class _Logits:
         is transposed, (V, chunk), so that the targets' logits are its bias and go in before it is
         rounded.
         """
-        own = (hidden * self.weight[targets]).sum(1).to(self.weight.dtype)
+        own = (hidden * weight[targets]).sum(1).to(weight.dtype)
         half = self.half[:, : len(hidden)]
-        torch.addmm(-own, self.weight, hidden.to(self.weight.dtype).t(), out=half)
+        torch.addmm(-own, weight, hidden.to(weight.dtype).t(), out=half)
         return self.wide[:, : len(hidden)].copy_(half).t()
 
     def narrowed(self, slope: Tensor) -> Tensor:
         """(chunk, V) in the type of `weight`."""
-        if not self.mixed:
+        if self.mixed is None:
             return slope.to(self.weight.dtype)
         return self.half[:, : len(slope)].t().copy_(slope)
 

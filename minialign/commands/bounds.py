@@ -17,7 +17,8 @@ from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
 from minialign.training.knobs import TrainOptions
-from minialign.training.memory import total_bytes
+from minialign.weights.devices import total_bytes
+from minialign.weights.holding import outline
 from minialign.weights.load import read_model_config
 
 LONGEST_SECONDS = 30 * 86400
@@ -50,9 +51,9 @@ def check_time(job: Job, speed: Speed) -> None:
 
 def _outline(job: Job) -> CausalLM:
     """The model with its adapter, of shapes alone: it holds no memory."""
+    model = outline(read_model_config(job.checkpoint), job.dtype, job.base_dtype)
     with torch.device("meta"):
-        model = CausalLM(read_model_config(job.checkpoint)).to(job.dtype)
-        apply_lora(model.requires_grad_(False), job.knobs.lora)
+        apply_lora(model, job.knobs.lora)
     return model
 
 

@@ -136,6 +136,7 @@ def prepare(adapters: list[str], options: ExportOptions) -> Export:
         revision=options.revision,
         device=options.device,
         dtype="float32",
+        base_dtype="model",
     )
     model, tokenizer = load_with_adapter(asked)
     return Export(options, out, checkpoint, config, model, tokenizer, Path(adapters[0]))

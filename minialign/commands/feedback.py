@@ -143,7 +143,13 @@ def _local(name: str, options: FeedbackOptions) -> Teacher:
     from minialign.weights.load import load
 
     revision = options.revision or None
-    model, tokenizer = load(name, revision=revision, dtype=options.dtype, device=options.device)
+    model, tokenizer = load(
+        name,
+        revision=revision,
+        dtype=options.dtype,
+        base_dtype=options.base_dtype,
+        device=options.device,
+    )
     return LocalTeacher(model, tokenizer, name)
 
 

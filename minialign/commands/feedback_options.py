@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minialign.data.knobs import knob, require
+from minialign.policy.knobs import BASE_DTYPE_HELP, BaseDtype
 
 DEFAULT_FOLDER = "data"
 
@@ -62,6 +63,7 @@ class FeedbackOptions:
     )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the local models")
+    base_dtype: BaseDtype = knob("auto", BASE_DTYPE_HELP)
 
     def __post_init__(self) -> None:
         require(

@@ -45,6 +45,7 @@ from minialign.training.state import check_unfinished
 from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import DEFAULT_GPU_MODEL, DEFAULT_MODEL, find_checkpoint
 from minialign.weights.hashes import hashes_of
+from minialign.weights.holding import pick_base_dtype
 from minialign.weights.load import read_model_config
 from minialign.weights.tokenizer import Tokenizer
 
@@ -59,6 +60,7 @@ class Job:
     recipe: str
     device: torch.device
     dtype: torch.dtype
+    base_dtype: str
     checkpoint: Path
     tokenizer: Tokenizer
     source: Source
@@ -100,6 +102,7 @@ class Job:
             "knobs": dataclasses.asdict(self.knobs),  # type: ignore[call-overload]
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "base_dtype": self.base_dtype,
             "checkpoint": str(self.checkpoint),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "today": self.tokenizer.today.isoformat(),
@@ -146,14 +149,16 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
     knobs = knobs.fitted(longest)
     work = importlib.import_module(card.module).work(lessons, knobs, options.micro_batch_tokens)
+    # a run goes on in the types that it began with
+    dtype = pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size)
     return Job(
         options=options,
         card=card,
         knobs=knobs,
         recipe=recipe,
         device=device,
-        # a run goes on in the type that it began with
-        dtype=pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size),
+        dtype=dtype,
+        base_dtype=pick_base_dtype(options.base_dtype, config, dtype, device),
         checkpoint=checkpoint,
         tokenizer=tokenizer,
         source=source,
@@ -295,5 +300,6 @@ def interrupted_run(
         overwrite=False,
         device=record["device"],
         dtype=record["dtype"],
+        base_dtype=record["base_dtype"],
     )
     return again, record

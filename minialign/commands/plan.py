@@ -16,12 +16,14 @@ from minialign.data.records import Example
 from minialign.fused import CHUNK_BYTES
 from minialign.methods.lessons import Work
 from minialign.model.config import ModelConfig
+from minialign.model.matmul import frozen_weights
 from minialign.model.transformer import CausalLM, Checkpointing
 from minialign.policy.adapters import lora_layers, trainable_parameters
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import cache_bytes, cache_rows, sample
 from minialign.policy.score import score
 from minialign.weights.devices import pick_precision
+from minialign.weights.holding import weight_bytes
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
@@ -106,7 +108,6 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     its softmax; and what the process takes besides.
     """
     work = job.work
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     adapters = (4 + work.references) * 4 * sum(p.numel() for p in trainable_parameters(model))
     activations = activation_bytes(
         model.config,
@@ -116,23 +117,33 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
         job.options.activation_checkpointing,
     )
     on_cpu = job.device.type == "cpu"
-    writing = _writing_bytes(model, work, weights, on_cpu) if work.written else 0
-    return weights + adapters + _with_process(on_cpu, max(activations, writing))
+    writing = _writing_bytes(model, job) if work.written else 0
+    return weight_bytes(model) + adapters + _with_process(on_cpu, max(activations, writing))
 
 
-def _writing_bytes(model: CausalLM, work: Work, weights: int, on_cpu: bool) -> int:
-    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
+def _writing_bytes(model: CausalLM, job: Job) -> int:
+    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones.
+
+    Weights in 8 or 4 bits are merged never, and packed where another precision is asked for.
+    """
+    work, as_floats = job.work, job.base_dtype == "model"
     held = cache_rows(model, work.longest, work.samples, work.sampling)
     held *= cache_bytes(model, work.longest)
     layers = lora_layers(model).values()
-    if model.dtype == torch.float32:
+    if as_floats and model.dtype == torch.float32:
         held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-    if not on_cpu:
+    if job.device.type != "cpu":
         return held
     width, name = model.config.hidden_size, work.sampling.rollout_dtype
     precision = pick_precision(name, torch.device("cpu"), width)
-    bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
-    return held + bytes_each[precision] * weights // model.dtype.itemsize
+    own = model.dtype.itemsize if as_floats else 0
+    bytes_each = {"model": own, "float32": 4, "bfloat16": 2, "int8": 1}
+    return held + bytes_each[precision] * _numbers(model)
+
+
+def _numbers(model: CausalLM) -> int:
+    """Parameters that are not trained."""
+    return sum(held.numel() for held in frozen_weights(model))
 
 
 def _with_process(on_cpu: bool, held: int) -> int:
@@ -183,8 +194,10 @@ def _model_rows(model: CausalLM, job: Job) -> list[tuple[str, str]]:
     """What is trained."""
     options, lora = job.options, job.knobs.lora
     trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
-    total = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    dtype, targets = str(model.dtype).removeprefix("torch."), ", ".join(lora.target_modules)
+    total, targets = _numbers(model), ", ".join(lora.target_modules)
+    dtype = str(model.dtype).removeprefix("torch.")
+    if job.base_dtype != "model":
+        dtype = f"{job.base_dtype}, multiplied in {dtype}"
     return [
         ("model", f"{options.model}: {total / 1e6:,.0f} M parameters, {dtype} on {model.device}"),
         ("recipe", f"{job.recipe}, method {options.method}, seed {options.seed}"),

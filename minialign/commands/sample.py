@@ -14,7 +14,7 @@ from minialign.commands.best_of import demonstrations_of, show_best
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.data.knobs import config_from_flags, knob, require
 from minialign.errors import InputError
-from minialign.policy.knobs import SamplingConfig
+from minialign.policy.knobs import BASE_DTYPE_HELP, BaseDtype, SamplingConfig
 
 if TYPE_CHECKING:
     from minialign.data.records import Messages
@@ -62,6 +62,7 @@ class SampleOptions:
     revision: str = knob("", "the hub's branch, tag or commit")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
+    base_dtype: BaseDtype = knob("auto", BASE_DTYPE_HELP)
     overwrite: bool = knob(False, "replace the file --out", subject="the answers")
 
     def __post_init__(self) -> None:
@@ -164,7 +165,13 @@ def load_with_adapter(options: SampleOptions) -> tuple[CausalLM, Tokenizer]:
                     f"{folder}: was trained on {base_of(folder)[0]}, {folders[0]} on {name}: only "
                     "adapters of one model can be added up"
                 )
-    model, tokenizer = load(name, revision=revision, dtype=options.dtype, device=options.device)
+    model, tokenizer = load(
+        name,
+        revision=revision,
+        dtype=options.dtype,
+        base_dtype=options.base_dtype,
+        device=options.device,
+    )
     weights = {}
     for number, (folder, (_, weight)) in enumerate(zip(folders, weighed, strict=True)):
         weights[f"adapter {number + 1}"] = weight

@@ -94,6 +94,7 @@ def with_data(options: TrainOptions, given: dict[str, Any]) -> TrainOptions:
         revision=options.revision,
         device=options.device,
         dtype=options.dtype,
+        base_dtype=options.base_dtype,
     )
     out = options.out or str(Path("runs") / wanted.folder.name)
     # A sweep's folder holds its runs.
@@ -124,7 +125,8 @@ def load(job: Job) -> Session:
     from minialign.commands.plan import Speed, describe
     from minialign.weights.load import load_for
 
-    model = load_for(job.options.model, job.checkpoint, job.tokenizer, job.dtype, job.device)
+    how = job.dtype, job.device, job.base_dtype
+    model = load_for(job.options.model, job.checkpoint, job.tokenizer, *how)
     model.revision = job.options.revision or None
     model.set_activation_checkpointing(job.options.activation_checkpointing)
     _add_adapter(model, job)

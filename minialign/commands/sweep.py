@@ -48,13 +48,14 @@ SHOWN = (
 # by the knobs that it comes to, the precision by the record's own entry.
 FREE = {
     *("out", "sweep", "resume", "overwrite", "inspect", "recipe", "device", "dtype"),
-    "save_every",
+    *("base_dtype", "save_every"),
 }
 # Entries of config.json beside options and knobs, and what they are called.
 RECORDED = {
     "demos_sha256": "the text of --demos",
     "data_sha256": "the text of --data",
     "dtype": "dtype",
+    "base_dtype": "base_dtype",
 }
 
 

@@ -107,7 +107,7 @@ def verify(written: Path, before: Answers, rounding: Rounding, device: str) -> l
     Raises InputError where it is not the model that was trained.
     """
     try:
-        model, tokenizer = load(str(written), dtype="float32", device=device)
+        model, tokenizer = load(str(written), dtype="float32", base_dtype="model", device=device)
     except InputError as error:
         raise _broken(written, f"it does not open ({error})") from None
     for name, parameter in base_parameters(model):

@@ -82,6 +82,7 @@ def hold(contest: Contest, options: EvaluateOptions, cache: Path) -> Results:
         trained["model"],
         revision=trained["revision"] or None,
         dtype=options.dtype,
+        base_dtype=options.base_dtype,
         device=options.device,
     )
     contestants = _seated(model, measure)
@@ -142,5 +143,10 @@ def _endpoint(options: EvaluateOptions, cache: Path) -> Teacher | None:
 
 
 def _local_teacher(options: EvaluateOptions) -> Teacher:
-    model, tokenizer = load(options.judge_model, dtype=options.dtype, device=options.device)
+    model, tokenizer = load(
+        options.judge_model,
+        dtype=options.dtype,
+        base_dtype=options.base_dtype,
+        device=options.device,
+    )
     return LocalTeacher(model, tokenizer, options.judge_model)

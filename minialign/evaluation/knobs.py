@@ -11,7 +11,7 @@ from minialign.evaluation.judges import ASKING, MODEL, OFFLINE, VOTES, check_jud
 from minialign.evaluation.names import BASE, FEW_SHOT
 from minialign.feedback.knobs import EndpointConfig
 from minialign.methods.cards import method_names, warm_starts
-from minialign.policy.knobs import SamplingConfig
+from minialign.policy.knobs import BASE_DTYPE_HELP, BaseDtype, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class EvaluateOptions:
     seed: int = knob(0, "the same seed gives the same answers", subject="who answers, and what")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the base model")
+    base_dtype: BaseDtype = knob("auto", BASE_DTYPE_HELP)
     micro_batch_tokens: int = knob(
         1024,
         "tokens in flight, of one prompt up to twice as many: memory depends on it, gradients not",

@@ -27,10 +27,13 @@ from torch.autograd.function import once_differentiable
 
 from minialign.errors import InputError
 from minialign.model.quantised import Quantised
+from minialign.model.stored import Stored
 
 # the type in which weights are packed; "model": as they are
 Precision = Literal["model", "float32", "bfloat16", "int8"]
-Weight = Tensor | Quantised
+# a layer's own weight, and whatever multiplies
+Held = Tensor | Stored
+Weight = Held | Quantised
 # the largest of each input of a linear layer, (I,)
 Ranges = dict[nn.Module, Tensor]
 
@@ -70,25 +73,42 @@ def product(x: Tensor, weight: Weight) -> Tensor:
         return weight.product(x)
     if x.dtype != weight.dtype:
         return product(x.to(weight.dtype), weight).to(x.dtype)
+    if isinstance(weight, Stored):
+        return torch.cat([product(x, block) for block in weight.blocks()], dim=1)
     if weight.is_mkldnn or _suits_onednn(x, weight):
         return ONEDNN(x, weight, None, "none", [], "")
     return F.linear(x, weight)
 
 
-def linear(x: Tensor, weight: Tensor, packed: Weight | None = None) -> Tensor:
+def across(x: Tensor, weight: Held) -> Tensor:
+    """x @ weight without a gradient, (N, O), (O, I) -> (N, I): the way back through `product`."""
+    if not isinstance(weight, Stored):
+        return product(x, weight.t())
+    wide = torch.promote_types(x.dtype, torch.float32)
+    total = torch.zeros(len(x), weight.shape[1], dtype=wide, device=x.device)
+    for part, block in zip(x.split(weight.rows, dim=1), weight.blocks(), strict=True):
+        total += product(part, block.t())
+    return total.to(x.dtype)
+
+
+def linear(x: Tensor, weight: Held, packed: Weight | None = None) -> Tensor:
     """`product` with the gradients of F.linear; `packed` serves where none are wanted."""
     if not torch.is_grad_enabled():
         return product(x, weight if packed is None else packed)
+    if isinstance(weight, Stored):
+        return _StoredLinear.apply(x, weight)
     own = x.dtype != weight.dtype or _suits_onednn(x, weight)
     return _Linear.apply(x, weight) if own else F.linear(x, weight)
 
 
-def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+def wide_product(x: Tensor, weight: Held) -> Tensor:
     """x @ weight.T in float32 or better.
 
     From half types a GPU accumulates and returns float32; a processor rounds to the half type once.
     A narrower weight is widened, block by block.
     """
+    if isinstance(weight, Stored):
+        return torch.cat([wide_product(x, b.to(x.dtype)) for b in weight.blocks()], dim=1)
     if x.dtype != weight.dtype:
         return torch.cat([product(x, part.to(x.dtype)) for part in weight.split(WIDENED)], dim=1)
     if x.dtype in (torch.float32, torch.float64):
@@ -107,12 +127,13 @@ def packed_weights(
 
     `product` likes it best for few rows. Weights must stay as they are meanwhile. An inner context
     leaves to the outer one what that has packed. Off a processor, or where this build lacks
-    oneDNN, a layer computes as ever; so does a large model of a half type, which is not held twice.
+    oneDNN, a layer computes as ever; so does a large model of a half type, which is not held twice,
+    and one in 8 or 4 bits, unless another precision is asked for.
     """
     groups = [m for m in model.modules() if isinstance(m, SharedInput) and m.packed is None]
     layers = [m for m in model.modules() if isinstance(m, Linear) and m.packed is None]
     halves = [layer.weight.numel() for layer in layers if layer.weight.dtype != torch.float32]
-    if precision == "model" and sum(halves) > PACKED_NUMBERS:
+    if precision == "model" and (is_stored(model) or sum(halves) > PACKED_NUMBERS):
         groups, layers = [], []
     try:
         for group in groups:
@@ -195,8 +216,55 @@ class _Linear(torch.autograd.Function):
         return grad_x, product(grad.t(), x.t()).to(weight.dtype)
 
 
+class _StoredLinear(torch.autograd.Function):
+    """y = x W^T;  dx = dy W. On the way back W is widened anew: no floats of it are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Stored) -> Tensor:
+        ctx.weight = weight
+        return product(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return across(grad, ctx.weight), None
+
+
+def hold(module: nn.Module, name: str, weight: Held) -> None:
+    """Puts a frozen weight in a module's place for one."""
+    delattr(module, name)
+    if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
+        weight = nn.Parameter(weight, requires_grad=False)
+    setattr(module, name, weight)
+
+
+def frozen_weights(model: nn.Module) -> list[Held]:
+    """All that is not trained, each once, as it is held; a model's embedding comes first."""
+    found: dict[int, Held] = {}
+    for module in model.modules():
+        own = (*vars(module).values(), *module.parameters(recurse=False))
+        found |= {id(held): held for held in own if isinstance(held, Stored | nn.Parameter)}
+    return [held for held in found.values() if not held.requires_grad]
+
+
+def is_stored(model: nn.Module) -> bool:
+    """Whether any of its weights are in 8 or 4 bits."""
+    return any(isinstance(held, Stored) for held in frozen_weights(model))
+
+
+class Embedding(nn.Embedding):
+    """Rows of a weight, however it is held."""
+
+    weight: Held  # type: ignore[assignment]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight[ids] if isinstance(self.weight, Stored) else super().forward(ids)
+
+
 class Linear(nn.Linear):
     """A linear layer without bias, over `linear`."""
+
+    weight: Held  # type: ignore[assignment]
 
     def __init__(self, in_features: int, out_features: int, device: str | None = None) -> None:
         super().__init__(in_features, out_features, bias=False, device=device)
@@ -215,9 +283,9 @@ class Linear(nn.Linear):
     def as_packed(self, precision: Precision) -> Tensor:
         """The weight that is packed, (O, I); not of half types, with what an adapter adds to it."""
         if precision == "bfloat16":
-            return self.weight.bfloat16()
-        as_it_is = precision == "model" and self.weight.dtype != torch.float32
-        return self.weight if as_it_is else self.effective()
+            return self.weight.to(torch.bfloat16)
+        narrow = precision == "model" and self.weight.dtype != torch.float32
+        return self.weight if narrow and isinstance(self.weight, Tensor) else self.effective()
 
     def updated(self, y: Tensor, x: Tensor) -> Tensor:
         """y, the product of x and the weight, with what an adapter adds to it; y may be reused."""

@@ -52,13 +52,13 @@ class Quantised(NamedTuple):
             own = torch.maximum(weight.amax(0), -weight.amin(0)).float().clamp_(min=SMALLEST)
             shrink = (own / largest.clamp(min=SMALLEST)).sqrt()
         # block by block: in float32 a head alone may be as large as all that is kept
-        parts = [_rows(_over(part.float(), shrink)) for part in weight.split(BLOCK)]
+        parts = [whole_rows(_over(part.float(), shrink)) for part in weight.split(BLOCK)]
         whole, scale = map(torch.cat, zip(*parts, strict=True))
         return cls(whole, scale[:, 0], shrink)
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, (N, I) -> (N, O), in the type of x."""
-        whole, scale = _rows(x if self.shrink is None else x * self.shrink)
+        whole, scale = whole_rows(x if self.shrink is None else x * self.shrink)
         sums = torch._int_mm(whole, self.whole.t()).to(x.dtype)
         return sums.mul_(self.scale).mul_(scale)
 
@@ -67,7 +67,7 @@ def _over(weight: Tensor, shrink: Tensor | None) -> Tensor:
     return weight if shrink is None else weight / shrink
 
 
-def _rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def whole_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each row in whole numbers of its own scale: int8 as x, and scales (rows, 1)."""
     # a row of zeros has a scale too
     scale = x.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(x.dtype).tiny * LARGEST)

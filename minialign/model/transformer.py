@@ -2,8 +2,8 @@
 
 It is Llama's, with the switches by which its relatives differ (families.py).
 
-Modules carry the names of the Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`),
-so that loading is a plain `load_state_dict`. The forward pass takes a flat list of tokens and an
+Modules carry the names of the Hugging Face checkpoints (`model.layers.0.self_attn.q_proj.weight`):
+a tensor's name is its place. The forward pass takes a flat list of tokens and an
 attention layout (attention.py) and returns hidden states; who needs log-probabilities applies the
 head to the few positions that matter (fused.py). This file knows nothing of LoRA, optimizers,
 loading or generation.
@@ -31,7 +31,7 @@ from minialign.model.activations import (
 )
 from minialign.model.attention import PackedAttention
 from minialign.model.config import ModelConfig
-from minialign.model.matmul import Linear, SharedInput
+from minialign.model.matmul import Embedding, Linear, SharedInput
 from minialign.model.rope import Turn, turn_of
 from minialign.model.segments import Attend, Segment
 
@@ -170,7 +170,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, i) for i in range(config.num_hidden_layers)
         )
@@ -233,7 +233,7 @@ class CausalLM(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the matrices."""
+        """The type in which the matrices multiply."""
         return self.model.embed_tokens.weight.dtype
 
     @property

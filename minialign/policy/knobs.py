@@ -11,6 +11,12 @@ from minialign.data.knobs import knob, require
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 EVERY_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 
+BaseDtype = Literal["auto", "model", "int8", "nf4"]
+BASE_DTYPE_HELP = (
+    "how the base model's weights are kept: as --dtype says (model), in 8 or in 4 bits, which are "
+    "widened for every product; auto: the first of these that fits into the memory"
+)
+
 
 @dataclass(frozen=True)
 class LoRAConfig:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from minialign.model.matmul import Linear, linear, product
+from minialign.errors import InputError
+from minialign.model.matmul import Linear, hold, linear, product
+from minialign.model.stored import Stored
 from minialign.policy.knobs import LoRAConfig
 
 
@@ -28,7 +30,8 @@ class LoRALinear(Linear):
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__(base.in_features, base.out_features, device="meta")
-        self.weight, self.bias = base.weight, base.bias
+        hold(self, "weight", base.weight)
+        self.bias = base.bias
         self.lora_A = nn.ParameterDict()  # name -> (rank, in)
         self.lora_B = nn.ParameterDict()  # name -> (out, rank)
         self.configs: dict[str, LoRAConfig] = {}
@@ -93,10 +96,13 @@ class LoRALinear(Linear):
     def merge(self) -> int:
         """Adds the active adapter to the weight.
 
-        Returns how many numbers changed after rounding to the base's type.
+        Returns how many numbers changed after rounding to the base's type. Raises InputError for a
+        base in 8 or 4 bits, where the sum would be rounded away.
         """
         if self.active is None or self.merged:
             return 0
+        if isinstance(self.weight, Stored):
+            raise InputError("a base in 8 or 4 bits takes nothing in: load with base_dtype=model")
         merged = (self.weight.float() + self.delta(self.active)).to(self.weight.dtype)
         self._unmerged = self.weight.data
         self.weight.data = merged
@@ -108,7 +114,7 @@ class LoRALinear(Linear):
 
     def unmerge(self) -> None:
         """Puts the original weight back: the very tensor, so nothing is rounded twice."""
-        if self._unmerged is not None:
+        if self._unmerged is not None and isinstance(self.weight, Tensor):
             self.weight.data, self._unmerged = self._unmerged, None
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from minialign.errors import InputError
+from minialign.model.matmul import is_stored
 from minialign.policy.adapters import lora_layers
 
 
@@ -31,11 +33,11 @@ def unmerge_adapter(model: nn.Module) -> None:
 def merged_adapter(model: nn.Module) -> Iterator[None]:
     """Within the context the active adapter costs nothing; the weights come back bit for bit.
 
-    Over a base of a half type it stays as it is: rounding the sum would lose small updates, and
+    Over a base of fewer bits it stays as it is: rounding the sum would lose small updates, and
     what is sampled would not be the policy. An inner context leaves it to the outer one.
     """
     inner = any(layer.merged for layer in lora_layers(model).values())
-    if not inner and next(model.parameters()).dtype == torch.float32:
+    if not inner and next(model.parameters()).dtype == torch.float32 and not is_stored(model):
         merge_adapter(model)
     try:
         yield
@@ -45,7 +47,12 @@ def merged_adapter(model: nn.Module) -> Iterator[None]:
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's own tensors by their names; a tied head is not among them."""
+    """The checkpoint's own tensors by their names; a tied head is not among them.
+
+    Raises InputError for a base in 8 or 4 bits: it does not have them any more.
+    """
+    if is_stored(model):
+        raise InputError("a base in 8 or 4 bits has no tensors to give: load with base_dtype=model")
     for name, parameter in model.named_parameters():
         if ".lora_A." not in name and ".lora_B." not in name:
             yield name, parameter.detach()

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from minialign.data.files import read_json
 from minialign.errors import InputError
+from minialign.model.matmul import frozen_weights
+from minialign.model.stored import fingerprint_of
 from minialign.policy.adapters import active_adapter, apply_lora, lora_layers, remove_adapter
 from minialign.policy.joined import Parts, join, part_names, split
 from minialign.policy.knobs import LoRAConfig
@@ -89,9 +91,8 @@ def adapter_hash(model: nn.Module, name: str | None) -> str:
 
 
 def base_fingerprint(model: nn.Module) -> str:
-    """Names a base model by signs in its embedding: no rounding to another type changes those."""
-    signs = next(model.parameters())[:64].detach().signbit().cpu()
-    return hashlib.sha256(signs.numpy().tobytes()).hexdigest()[:16]
+    """Names a base model by its embedding, however it is held."""
+    return fingerprint_of(frozen_weights(model)[0])
 
 
 def save_adapter(model: nn.Module, folder: str | Path, name: str | None = None) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from minialign.data.records import Example
 from minialign.fused import linear_kl, linear_logps
 from minialign.model.attention import PackedAttention
+from minialign.model.matmul import Held
 from minialign.model.transformer import CausalLM
 from minialign.policy.packing import Packed, distinct_tokens, micro_batches
 from minialign.policy.reference import reference_policy
@@ -103,7 +104,5 @@ def predictors(model: CausalLM, packed: Packed) -> Tensor:
     return hidden.index_select(0, torch.tensor(packed.predictors, device=device))
 
 
-def _head_kl(
-    hidden: Tensor, weight: Tensor, reference_hidden: Tensor, temperature: float
-) -> Tensor:
+def _head_kl(hidden: Tensor, weight: Held, reference_hidden: Tensor, temperature: float) -> Tensor:
     return linear_kl(hidden, reference_hidden, weight, temperature)

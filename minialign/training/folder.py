@@ -223,11 +223,13 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
     file = Path(folder) / CONFIG
     if not file.exists():
         raise InputError(f"{folder}: not a run folder (config.json is missing)")
-    record = read_json(file)
+    # earlier versions had floats alone, and did not say so
+    record = {"base_dtype": "model", **read_json(file)}
     if "options" not in record or "knobs" not in record:
         raise InputError(f"{folder}: not a run folder (config.json is not a run's)")
     require_fields(record, {"options": dict, "knobs": dict}, str(file))
-    texts = [name for name in ("recipe", "device", "dtype", "learns_from") if name in record]
+    named = ("recipe", "device", "dtype", "base_dtype", "learns_from")
+    texts = [name for name in named if name in record]
     require_fields(record, dict.fromkeys(texts, str), str(file))
     require_fields({"method": "", **record["options"]}, {"method": str}, str(file))
     return record

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from minialign.data.knobs import knob, require
+from minialign.policy.knobs import BASE_DTYPE_HELP, BaseDtype
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TrainOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "of the base model; adapters are float32"
     )
+    base_dtype: BaseDtype = knob("auto", BASE_DTYPE_HELP)
     seed: int = knob(0, "the same seed gives the same run", subject="the run")
     micro_batch_tokens: int = knob(
         1024,

@@ -1,9 +1,13 @@
-"""Where a model computes, and in which precision."""
+"""Where a model computes, in which precision, and how much memory there is."""
 
 from __future__ import annotations
 
+import math
+import os
 import time
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -15,6 +19,8 @@ from minialign.model.quantised import Quantised, sums_are_exact
 WORTHWHILE = 0.8
 # Narrower models are too small for it to matter.
 WIDE = 256
+# What a container may take, where the system limits it.
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -102,3 +108,15 @@ def product_seconds() -> dict[str, float]:
             product(x, held)
             tries[name].append(time.perf_counter() - began)
     return {name: min(seconds) for name, seconds in tries.items()}
+
+
+def total_bytes(device: torch.device) -> float:
+    """The memory that there is at all: a GPU's, else the machine's; infinite if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    found = [math.inf]
+    with suppress(AttributeError, ValueError, OSError):
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):
+        found.append(int(CONTAINER_LIMIT.read_text()))
+    return min(found)

@@ -2,8 +2,9 @@
 keys.
 
 A model is built on the meta device, where it weighs nothing, and the checkpoint's tensors are put
-into it as they are: a folder of any size loads in the time it takes to touch its pages. Every
-mismatch is one line that names the tensor.
+into it as they are: a folder of any size loads in the time it takes to touch its pages. What is
+held in 8 or 4 bits is made so one tensor after the other. Every mismatch is one line that names the
+tensor.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from minialign.data.files import read_json
 from minialign.data.general import general_prompts
 from minialign.errors import InputError
 from minialign.model.config import ModelConfig
+from minialign.model.matmul import Held
 from minialign.model.transformer import CausalLM
 from minialign.weights.devices import pick_device, pick_dtype
 from minialign.weights.find import find_checkpoint, lasting_name
 from minialign.weights.folder import weight_files
 from minialign.weights.gguf import gguf_config, gguf_shapes, gguf_stop_ids, gguf_tensors
+from minialign.weights.holding import Holding, pick_base_dtype, put
 from minialign.weights.tokenizer import Tokenizer
 
 # Tensors that some families store as one: their parts, one below the other.
@@ -41,25 +44,34 @@ def load(
     *,
     revision: str | None = None,
     dtype: str | torch.dtype = "auto",
+    base_dtype: str = "auto",
     device: str = "auto",
 ) -> tuple[CausalLM, Tokenizer]:
     """A model and its tokenizer, by alias, hub id, folder, GGUF file or ollama:NAME.
 
     dtype: "float32", "bfloat16", "float16", or "auto" (bfloat16 where the device is fast at it,
-    float32 elsewhere). Raises InputError, one line, for whatever is wrong with the name or the
-    checkpoint.
+    float32 elsewhere). base_dtype: how the weights are held, "model" (in dtype), "int8", "nf4", or
+    "auto" (the first of these that fits into the memory). Raises InputError, one line, for whatever
+    is wrong with the name or the checkpoint.
     """
     target = pick_device(device)
     folder = find_checkpoint(name, revision)
     tokenizer = Tokenizer.from_folder(folder)
-    width = read_model_config(folder).hidden_size
-    model = load_for(name, folder, tokenizer, pick_dtype(dtype, target, width), target)
+    config = read_model_config(folder)
+    computed = pick_dtype(dtype, target, config.hidden_size)
+    held = pick_base_dtype(base_dtype, config, computed, target)
+    model = load_for(name, folder, tokenizer, computed, target, held)
     model.revision = revision
     return model, tokenizer
 
 
 def load_for(
-    name: str, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype, device: torch.device
+    name: str,
+    folder: Path,
+    tokenizer: Tokenizer,
+    dtype: torch.dtype,
+    device: torch.device,
+    base_dtype: str = "model",
 ) -> CausalLM:
     """The model of a folder, knowing its name and where its completions stop.
 
@@ -68,13 +80,15 @@ def load_for(
     vocab_size = read_model_config(folder).vocab_size
     stop_ids = _stop_ids(folder, tokenizer, vocab_size)
     tokenizer.fit(vocab_size)
-    model = load_model(folder, dtype, device)
+    model = load_model(folder, dtype, device, base_dtype)
     model.name, model.stop_ids = lasting_name(name, folder), stop_ids
     model.ordinary_ids = tuple(tokenizer.encode_prompt(" ".join(general_prompts(12, 0)))[:128])
     return model
 
 
-def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+def load_model(
+    folder: str | Path, dtype: torch.dtype, device: torch.device, base_dtype: str = "model"
+) -> CausalLM:
     """The model of an HF-layout folder (safetensors in one file or in shards), or a GGUF file.
 
     Raises InputError for an unsupported architecture, a missing or extra tensor, one of another
@@ -82,22 +96,19 @@ def load_model(folder: str | Path, dtype: torch.dtype, device: torch.device) -> 
     """
     folder = Path(folder)
     config = read_model_config(folder)
+    holding = Holding(dtype, device, base_dtype)
     with torch.device("meta"):
         model = CausalLM(config)
     needed = {
         key: parameter.shape for key, parameter in model.named_parameters()
     }  # a tied head is not among them
-    state = _read_gguf(folder, needed, dtype, device) if folder.is_file() else {}
+    state = _read_gguf(folder, needed, holding) if folder.is_file() else {}
     for file in _tensor_files(folder):
-        state.update(_read_tensors(file, needed, config, dtype, device))
+        state.update(_read_tensors(file, needed, config, holding))
     missing = sorted(needed.keys() - state.keys())
     if missing:
         raise InputError(f"{folder}: the tensor {missing[0]} is missing ({len(missing)} in all)")
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state, strict=True, assign=True)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+    put(model, state)
     return model.requires_grad_(False).eval()
 
 
@@ -142,13 +153,9 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 
 def _read_tensors(
-    file: Path,
-    needed: dict[str, torch.Size],
-    config: ModelConfig,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
+    file: Path, needed: dict[str, torch.Size], config: ModelConfig, holding: Holding
+) -> dict[str, Held]:
+    state: dict[str, Held] = {}
     try:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():
@@ -158,28 +165,26 @@ def _read_tensors(
                 parts = parts_of(key) if config.family.fused else [key]
                 stored = tensors.get_slice(key)
                 _check_tensor(file, key, stored, [needed.get(part) for part in parts])
-                tensor = tensors.get_tensor(key)
-                # on a processor only the products are of a half type (model/matmul.py)
-                wide = tensor.dim() == 1 and device.type == "cpu" and dtype != torch.float64
-                # copied, or one norm would keep the whole file in memory
-                tensor = tensor.to(device, torch.float32 if wide else dtype, copy=wide)
+                tensor = holding.as_floats(tensors.get_tensor(key))
                 _check_numbers(file, key, tensor)
                 pieces = tensor.split([needed[part][0] for part in parts])
-                state.update(zip(parts, pieces, strict=True))
+                for part, piece in zip(parts, pieces, strict=True):
+                    state[part] = holding.stored(part, piece)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: damaged or incomplete ({error}): download it again") from None
     return state
 
 
-def _read_gguf(
-    file: Path, needed: dict[str, torch.Size], dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
+def _read_gguf(file: Path, needed: dict[str, torch.Size], holding: Holding) -> dict[str, Held]:
     """All shapes are checked before the first tensor is read."""
     for name, shape in gguf_shapes(file).items():
         if shape != needed.get(name):
             wanted = tuple(needed[name]) if name in needed else "no such tensor"
             raise InputError(f"{file}: {name} has shape {shape}, its settings make it {wanted}")
-    return {name: torch.from_numpy(array).to(device, dtype) for name, array in gguf_tensors(file)}
+    return {
+        name: holding.stored(name, holding.as_floats(torch.from_numpy(array)))
+        for name, array in gguf_tensors(file)
+    }
 
 
 def parts_of(key: str) -> list[str]:
