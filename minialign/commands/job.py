@@ -25,8 +25,8 @@ from minialign.commands.sources import (
     with_paths,
 )
 from minialign.data.files import require_fields
-from minialign.data.knobs import config_from_dict
-from minialign.data.records import Messages
+from minialign.data.knobs import config_from_dict, require
+from minialign.data.records import DEMONSTRATIONS, Example, Messages
 from minialign.errors import InputError
 from minialign.methods.cards import Card, card_of
 from minialign.methods.knobs import MethodKnobs
@@ -80,6 +80,10 @@ class Job:
         return importlib.import_module(self.card.module)
 
     @property
+    def held_out_demonstrations(self) -> list[Example]:
+        return self.lessons.held_out if self.source.kind == DEMONSTRATIONS else []
+
+    @property
     def prompt(self) -> Messages:
         """What is answered before and after."""
         asked = self.options.prompt
@@ -124,6 +128,12 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         if not options.inspect:
             check_free(Path(options.out), options.overwrite)
     source = read_source(options)
+    can_keep = source.kind == DEMONSTRATIONS and source.evaluation is not None
+    require(
+        options.keep == "last" or can_keep,
+        '--keep best needs held-out demonstrations: give some lines "split": "test", or --test '
+        "FILE.jsonl",
+    )
     place = options.votes or options.data or options.demos
     _check_unchanged(source.record(), record, place, options)
     device = pick_device(options.device)
