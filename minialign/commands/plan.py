@@ -185,15 +185,17 @@ def describe(model: CausalLM, job: Job, speed: Speed) -> str:
 
 def _fitting(job: Job, speed: Speed) -> list[tuple[str, str]]:
     """How many steps of each stage a time budget leaves room for."""
+    if not job.options.time_budget:
+        return []
     budget, spent, rows = seconds_of(job.options.time_budget), 0.0, []
     works = [work for work in (job.work.first, job.work) if work]
     for stage, work in zip(job.card.stages, works, strict=False):
         total = speed.seconds(work)
-        share = max(0.0, budget - spent) / max(1e-9, total - spent)
-        rows.append(f"{min(work.steps, int(work.steps * share))} of {work.steps} {stage.title}")
+        share = min(1.0, max(0.0, budget - spent) / max(1e-9, total - spent))
+        rows.append(f"{int(work.steps * share)} of {work.steps} {stage.title}")
         spent = total
     fits = f"{job.options.time_budget}, in which about {' and '.join(rows)} steps fit"
-    return [("ends after", fits)] if job.options.time_budget else []
+    return [("ends after", fits)]
 
 
 def _model_rows(model: CausalLM, job: Job) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ KEPT_UNSEEN = f"kept/{UNSEEN}"
 WARNINGS, NOTE = "warnings", "note"
 # What the texts to learn cost, in nats per token: the first of these that a step logs.
 COSTS = ("nll/demonstrations", "nll/in_scope", "loss")
-STEPS, COST_RISE = 5, 0.1
+STEPS, COST_RISE = 6, 0.2
 UNSEEN_RISE = 0.05
 LOT, IN_A_ROW = 20, 4
 ENDED_FALL, REPEATED_RISE = 0.25, 0.2
@@ -65,12 +65,12 @@ def repeated(ids: Sequence[int]) -> float:
 def cost_rises(nats: Sequence[float]) -> str:
     """Of a step each."""
     before, last = nats[-2 * STEPS : -STEPS], nats[-STEPS:]
-    if len(before) < STEPS or min(last) <= max(before):
+    if len(before) < STEPS:
         return ""
     first, now = _mean(before), _mean(last)
-    if now - first < COST_RISE:
-        return ""
-    return f"the texts to learn cost more and more: {first:.2f} -> {now:.2f} nats per token"
+    if min(last) > max(before) and now - first >= COST_RISE:
+        return f"the texts to learn cost more and more: {first:.2f} -> {now:.2f} nats per token"
+    return ""
 
 
 def unseen_rises(nats: Sequence[float]) -> str:
