@@ -128,12 +128,7 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         if not options.inspect:
             check_free(Path(options.out), options.overwrite)
     source = read_source(options)
-    can_keep = source.kind == DEMONSTRATIONS and source.evaluation is not None
-    require(
-        options.keep == "last" or can_keep,
-        '--keep best needs held-out demonstrations: give some lines "split": "test", or --test '
-        "FILE.jsonl",
-    )
+    _check_held_out(options, source)
     place = options.votes or options.data or options.demos
     _check_unchanged(source.record(), record, place, options)
     device = pick_device(options.device)
@@ -228,6 +223,16 @@ def _check_kept(options: TrainOptions) -> None:
             f"--init-adapter {options.init_adapter}: lies in --out, which is written anew: choose "
             "another --out"
         )
+
+
+def _check_held_out(options: TrainOptions, source: Source) -> None:
+    """Raises InputError where `--keep best` has nothing to choose by."""
+    there = source.kind == DEMONSTRATIONS and source.evaluation is not None
+    require(
+        options.keep == "last" or there,
+        '--keep best needs held-out demonstrations: give some lines "split": "test", or --test '
+        "FILE.jsonl",
+    )
 
 
 def _check_unchanged(

@@ -115,8 +115,7 @@ def train(
             metrics = preference_step(model, pairs, reference, knobs, run.micro_batch_tokens)
             metrics |= anchors.backward(model, name, step, run) | optimizer.step(step) | written
         if step % knobs.resample_every == 0:
-            newest = [sample.completion for group in pool.rounds[-1] for sample in group]
-            metrics |= answer_figures(newest)
+            metrics |= answer_figures(pool.newest)
         ends_round = (step + 1) % knobs.resample_every == 0 or run.is_last
         if ends_round:
             metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
@@ -241,8 +240,8 @@ def _held_out_metrics(
 
 def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
     """What a person wants to know of a round."""
-    answers = [sample for group in pool.rounds[-1] for sample in group]
-    ended = sum(sample.completion.finish_reason == "stop" for sample in answers)
+    answers = pool.newest
+    ended = sum(answer.finish_reason == "stop" for answer in answers)
     margin = metrics.get("rewards/margins", 0.0)
     gap = metrics.get(OFF_POLICY)
     written = "" if gap is None else f", {gap:.3f} nats a token from the policy"

@@ -124,11 +124,12 @@ class Guard:
 
     def offer(self, loss: float | None) -> None:
         """The state after the step that was taken last may be the one to keep."""
-        if not self._kept or self._collapsed:
+        if not self._kept:
             return
-        if loss is not None:
-            self._kept = [self._state(loss)] if loss < self._kept[0].loss else self._kept
-        elif not self.held_out and self._ends_quarter:
+        if self.held_out:
+            if loss is not None and loss < self._kept[0].loss:
+                self._kept = [self._state(loss)]
+        elif self._ends_quarter and not self._collapsed:
             self._kept = [*self._kept[-1:], self._state(math.inf)]
 
     def _state(self, loss: float) -> Kept:
