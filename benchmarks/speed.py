@@ -218,10 +218,10 @@ def worst_of(rows: list[dict[str, Any]]) -> float:
 
 def precision(row: dict[str, Any]) -> str:
     """What a row computes in: the narrowest of its types."""
-    flags = row["flags"]
-    if "int8" in flags or "8" in flags:
+    text = " ".join([row["title"], *row["flags"]])
+    if re.search(r"int8|\b8 bits", text):
         return "int8"
-    return "bfloat16" if "bfloat16" in flags or "16" in flags else "float32"
+    return "bfloat16" if re.search(r"bfloat16|bf16|mixed|16 bits", text) else "float32"
 
 
 # ---- the report ----

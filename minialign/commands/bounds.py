@@ -16,7 +16,7 @@ from minialign.data.knobs import config_from_flags, flags_of, value_at
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
-from minialign.training.knobs import TrainOptions
+from minialign.training.knobs import TrainOptions, seconds_of
 from minialign.weights.devices import total_bytes
 from minialign.weights.holding import outline
 from minialign.weights.load import read_model_config
@@ -42,7 +42,8 @@ def check_memory(job: Job) -> None:
 
 def check_time(job: Job, speed: Speed) -> None:
     """Raises InputError where the run would take more than a month at this speed."""
-    if (seconds := speed.seconds(job.work)) > LONGEST_SECONDS:
+    seconds = min(speed.seconds(job.work), seconds_of(job.options.time_budget))
+    if seconds > LONGEST_SECONDS:
         raise InputError(
             f"takes up to {duration(seconds)}, more than 30 days: "
             + _advice(job, lambda job: speed.seconds(job.work))

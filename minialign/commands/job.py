@@ -25,8 +25,8 @@ from minialign.commands.sources import (
     with_paths,
 )
 from minialign.data.files import require_fields
-from minialign.data.knobs import config_from_dict
-from minialign.data.records import Messages
+from minialign.data.knobs import config_from_dict, require
+from minialign.data.records import DEMONSTRATIONS, Example, Messages
 from minialign.errors import InputError
 from minialign.methods.cards import Card, card_of
 from minialign.methods.knobs import MethodKnobs
@@ -82,6 +82,10 @@ class Job:
         return importlib.import_module(self.card.module)
 
     @property
+    def held_out_demonstrations(self) -> list[Example]:
+        return self.lessons.held_out if self.source.kind == DEMONSTRATIONS else []
+
+    @property
     def prompt(self) -> Messages:
         """What is answered before and after."""
         asked = self.options.prompt
@@ -127,6 +131,7 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         if not options.inspect:
             check_free(Path(options.out), options.overwrite)
     source = read_source(options)
+    _check_held_out(options, source)
     place = options.votes or options.data or options.demos
     _check_unchanged(source.record(), record, place, options)
     device = pick_device(options.device)
@@ -223,6 +228,16 @@ def _check_kept(options: TrainOptions) -> None:
             f"--init-adapter {options.init_adapter}: lies in --out, which is written anew: choose "
             "another --out"
         )
+
+
+def _check_held_out(options: TrainOptions, source: Source) -> None:
+    """Raises InputError where `--keep best` has nothing to choose by."""
+    there = source.kind == DEMONSTRATIONS and source.evaluation is not None
+    require(
+        options.keep == "last" or there,
+        '--keep best needs held-out demonstrations: give some lines "split": "test", or --test '
+        "FILE.jsonl",
+    )
 
 
 def _check_unchanged(

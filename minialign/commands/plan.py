@@ -22,6 +22,7 @@ from minialign.policy.adapters import lora_layers, trainable_parameters
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.sample import cache_bytes, cache_rows, sample
 from minialign.policy.score import score
+from minialign.training.knobs import seconds_of
 from minialign.weights.devices import pick_precision
 from minialign.weights.holding import weight_bytes
 
@@ -108,7 +109,10 @@ def memory_bytes(model: CausalLM, job: Job) -> int:
     its softmax; and what the process takes besides.
     """
     work = job.work
-    adapters = (4 + work.references) * 4 * sum(p.numel() for p in trainable_parameters(model))
+    # Two more are copied while the better of two states is chosen.
+    copies = 2 * (job.options.keep == "best" or job.options.stop_on_collapse)
+    held = 4 + work.references + copies
+    adapters = held * 4 * sum(p.numel() for p in trainable_parameters(model))
     activations = activation_bytes(
         model.config,
         job.knobs.lora,
@@ -174,20 +178,35 @@ def activation_bytes(
 
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     """The first lines of a run: what will happen to what, and what it costs."""
-    seconds, gigabytes = (
-        duration(speed.seconds(job.work, job.preview_tokens)),
-        memory_bytes(model, job) / 1e9,
-    )
+    budget = seconds_of(job.options.time_budget)
+    seconds = duration(min(speed.seconds(job.work, job.preview_tokens), budget))
+    gigabytes = memory_bytes(model, job) / 1e9
     rows = [
         *_model_rows(model, job),
         *job.source.rows(job.lessons),
         *job.work.stages,
         ("work", job.work.tokens),
         ("needs", f"at most {seconds}, about {gigabytes:.1f} GB of memory"),
+        *_fitting(job, speed),
         ("writes", f"{job.out}/"),
         *(("warning", warning) for warning in job.warnings),
     ]
     return "\n".join(f"{name:>12}  {text}" for name, text in rows)
+
+
+def _fitting(job: Job, speed: Speed) -> list[tuple[str, str]]:
+    """How many steps of each stage a time budget leaves room for."""
+    if not job.options.time_budget:
+        return []
+    budget, spent, rows = seconds_of(job.options.time_budget), 0.0, []
+    works = [work for work in (job.work.first, job.work) if work]
+    for stage, work in zip(job.card.stages, works, strict=False):
+        total = speed.seconds(work)
+        share = min(1.0, max(0.0, budget - spent) / max(1e-9, total - spent))
+        rows.append(f"{int(work.steps * share)} of {work.steps} {stage.title}")
+        spent = total
+    fits = f"{job.options.time_budget}, in which about {' and '.join(rows)} steps fit"
+    return [("ends after", fits)]
 
 
 def _model_rows(model: CausalLM, job: Job) -> list[tuple[str, str]]:

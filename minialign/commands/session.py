@@ -163,10 +163,13 @@ def _add_adapter(model: CausalLM, job: Job) -> None:
 def open_run(job: Job) -> tuple[Run, BaseFileLock]:
     """The run in its folder, and the lock that keeps other processes out of it."""
     from minialign.training.folder import lock_folder
+    from minialign.training.guard import Guard
     from minialign.training.run import Run
 
     options = job.options
     how = {name: getattr(options, name) for name in ("seed", "micro_batch_tokens", "save_every")}
+    limits = (options.keep, options.stop_on_collapse, options.time_budget)
+    how["guard"] = Guard(*limits, job.held_out_demonstrations)
     # A new folder appears with all that is needed to go on, and cannot be locked before.
     lock = lock_folder(job.out) if job.out.exists() else None
     try:
@@ -288,6 +291,7 @@ def _show(session: Session) -> None:
     from minialign.evaluation.report.card import write_card
     from minialign.evaluation.report.page import write_report
     from minialign.policy.adapters import active_adapter
+    from minialign.training.collapse import NOTE
 
     job, run = session.job, session.run
     after = answer(session.model, job, active_adapter(session.model))
@@ -299,7 +303,8 @@ def _show(session: Session) -> None:
     run.finish()
     write_card(job.out, job.out / "adapter")
     spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.seconds.items())
-    print(f"done in {run.elapsed:.0f} s ({spent})\n")
+    notes = "".join(f"; {line['stage']}: {line[NOTE]}" for line in run.lines if NOTE in line)
+    print(f"done in {run.elapsed:.0f} s ({spent}){notes}\n")
     print(f"--- prompt ---\n{asked}\n")
     for name, found in answers.items():
         title = f"{name}, cut off after {job.preview_tokens} tokens" if name in cut else name

@@ -28,6 +28,7 @@ from minialign.commands.job import Job, check_method
 from minialign.data.knobs import config_from_dict, flags_of, require
 from minialign.errors import InputError
 from minialign.evaluation.report.page import write_comparison
+from minialign.training.collapse import KEPT_UNSEEN, UNSEEN
 from minialign.training.folder import read_run_record
 from minialign.training.knobs import TrainOptions
 
@@ -36,7 +37,7 @@ SHORT = {"lr": "learning_rate"}
 SHOWN = (
     ("loss", "loss"),
     ("rewards/margins", "margin"),
-    ("eval/nats_per_token", "unseen nats"),
+    (UNSEEN, "unseen nats"),
     ("eval/rewards/margins", "unseen margin"),
     ("eval/nll/out", "nll out"),
     ("eval/nll/near", "nll near"),
@@ -198,6 +199,8 @@ def summary(folders: Sequence[Path]) -> str:
         last: dict[str, Any] = {}
         for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
             last |= {k: v for k, v in json.loads(line).items() if v is not None}
+        if KEPT_UNSEEN in last:
+            last[UNSEEN] = last[KEPT_UNSEEN]
         rows.append((folder.name, last))
     shown = [(key, title) for key, title in SHOWN if any(key in last for _, last in rows)]
     width = max(len(name) for name, _ in rows) + 2

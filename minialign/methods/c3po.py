@@ -103,12 +103,11 @@ def train(
             metrics = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens)
             metrics |= optimizer.step(step)
         model.eval()
-        is_last = step + 1 == total_steps
-        if is_last:
+        if run.is_last:
             metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
         run.log(ADAPTER, step, metrics)
-        if is_last:
-            run.say("C3PO", _summary(total_steps, metrics), None)
+        if run.is_last:
+            run.say("C3PO", _summary(step + 1, metrics), None)
 
 
 # ---- the objective ----
@@ -304,6 +303,7 @@ def work(lessons: Scoped, knobs: C3POConfig, tokens: int) -> Work:
         largest=_tokens_in_flight(batch, tokens),
         probe=texts,
         stages=_rows(train, knobs),
+        steps=knobs.steps(len(train.in_scope)),
         tokens=f"{read:,} tokens read",
         warnings=_equal_pairs(train, knobs),
         shown=_shown(*train.in_scope[0], batch),

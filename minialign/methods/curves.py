@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minialign.data.records import PAIRS
-
-# The metric of texts that were not trained on.
-UNSEEN = "eval/nats_per_token"
+from minialign.training.collapse import UNSEEN
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ from minialign.policy.peft import adapter_state, load_adapter_state
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.sample import Completion, sample
 from minialign.policy.score import score
+from minialign.training.collapse import answer_figures
 from minialign.training.optimizer import Optimizer, constant_with_warmup
 from minialign.training.run import Run
 from minialign.training.state import Parts
@@ -113,7 +114,9 @@ def train(
         with run.phase("train"):
             metrics = preference_step(model, pairs, reference, knobs, run.micro_batch_tokens)
             metrics |= anchors.backward(model, name, step, run) | optimizer.step(step) | written
-        ends_round = (step + 1) % knobs.resample_every == 0 or step + 1 == knobs.max_steps
+        if step % knobs.resample_every == 0:
+            metrics |= answer_figures(pool.newest)
+        ends_round = (step + 1) % knobs.resample_every == 0 or run.is_last
         if ends_round:
             metrics |= _held_out_metrics(model, lessons.held_out, reference, knobs, run)
         run.log(name, step, metrics)
@@ -237,8 +240,8 @@ def _held_out_metrics(
 
 def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
     """What a person wants to know of a round."""
-    answers = [sample for group in pool.rounds[-1] for sample in group]
-    ended = sum(sample.completion.finish_reason == "stop" for sample in answers)
+    answers = pool.newest
+    ended = sum(answer.finish_reason == "stop" for answer in answers)
     margin = metrics.get("rewards/margins", 0.0)
     gap = metrics.get(OFF_POLICY)
     written = "" if gap is None else f", {gap:.3f} nats a token from the policy"
@@ -272,5 +275,7 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int, title: str = "D
         sampling=knobs.sampling,
         references=1,
         stages=[*warm_start.stages, (title, rounds), ("", steps)],
+        steps=knobs.max_steps,
+        first=warm_start,
         tokens=f"{warm_start.tokens}, at most {written:,} written and {compared:,} compared",
     )

@@ -53,6 +53,9 @@ class Work:
     samples: int = 0
     longest: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # steps at most; those of the stage before, whose work is counted in, are that work's own
+    steps: int = 0
+    first: Work | None = None
     # adapters that are held besides the one that is trained
     references: int = 0
     # rows of the plan, and its words for the counts

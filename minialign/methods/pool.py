@@ -77,6 +77,11 @@ class ComparisonPool:
     def samples(self) -> list[Sample]:
         return [sample for groups in self.rounds for group in groups for sample in group]
 
+    @property
+    def newest(self) -> list[Completion]:
+        """The answers of the last round."""
+        return [sample.completion for group in self.rounds[-1] for sample in group]
+
     def draw(self, count: int, mix: dict[str, float], rng: random.Random) -> list[Comparison]:
         """Up to `count` distinct comparisons, in the proportions of `mix`.
 

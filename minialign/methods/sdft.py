@@ -29,6 +29,7 @@ from minialign.policy.adapters import trainable_parameters
 from minialign.policy.measure import nats_per_token
 from minialign.policy.sample import Completion, sample
 from minialign.policy.shown import shown_divergence
+from minialign.training.collapse import answer_figures
 from minialign.training.dealing import deal
 from minialign.training.optimizer import Optimizer, constant_with_warmup
 from minialign.training.run import Run
@@ -102,7 +103,7 @@ def distil(
         run.log(name, step, metrics)
     unseen = nats_per_token(model, held_out, run.micro_batch_tokens)
     run.log_summary(name, {UNSEEN: unseen})
-    run.say(name, f"{knobs.max_steps} steps", unseen)
+    run.say(name, f"{run.guard.taken} steps", unseen)
 
 
 def _backward(
@@ -121,8 +122,7 @@ def _backward(
             found = shown_divergence(model, part, question.shown, BASE, knobs.top_tokens) / tokens
             found.backward()
             total += found.item()
-    ended = sum(answer.finish_reason == "stop" for answer in answers)
-    return {"loss": total, "tokens": tokens, "ended": ended / len(answers)}
+    return {"loss": total, "tokens": tokens, **answer_figures(answers)}
 
 
 def _parts(
@@ -186,6 +186,7 @@ def work_of(
         longest=longest,
         sampling=knobs.sampling,
         stages=[(title, row)],
+        steps=knobs.max_steps,
         tokens=f"at most {texts * new:,} tokens written and learned from",
         shown=shown,
     )

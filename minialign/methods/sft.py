@@ -149,6 +149,7 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
         largest=tokens_in_flight(demonstrations, tokens, samples=0, new=0),
         probe=demonstrations,
         stages=[("SFT", row)],
+        steps=sft.max_steps,
         tokens=f"{read:,} tokens of SFT",
         shown=_shown(demonstrations[0], sft.train_on_prompt),
     )

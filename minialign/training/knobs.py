@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +79,23 @@ class TrainOptions:
     save_every: float = knob(
         60.0, "seconds between two saved states, which --resume goes on from; 0: before every step"
     )
+    keep: Literal["last", "best"] = knob(
+        "last",
+        "which state of the last stage becomes the result: the last, or the best, which has the "
+        "lowest held-out loss, at the ends of rounds and of each quarter of the stage's steps",
+        subject="the run",
+    )
+    stop_on_collapse: bool = knob(
+        False,
+        "end the run at the first warning that the training collapses, and keep the best state, as "
+        "--keep best has it; where no demonstrations are held out, the one after the last quarter "
+        "of the stage's steps that a quarter without a warning followed",
+    )
+    time_budget: str = knob(
+        "",
+        "end the run in order once this time is up, as 90s, 10m or 2h: no step begins after it; of "
+        "a resumed run, all the time that it took counts",
+    )
     prompt: str = knob(
         "",
         "what is answered before and after; by default the first held-out prompt",
@@ -100,3 +119,17 @@ class TrainOptions:
         )
         require(self.save_every >= 0, f"save_every must not be negative, not {self.save_every}")
         require(0 <= self.seed < 2**63, f"seed must lie in [0, 2^63), not {self.seed}")
+        seconds_of(self.time_budget)
+
+
+def seconds_of(budget: str) -> float:
+    """`90s`, `10m` or `2h` in seconds; infinity for no budget.
+
+    Raises InputError for what is no time above 0.
+    """
+    if not budget:
+        return math.inf
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh])", budget)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    require(seconds > 0, f"time_budget {budget!r}: write it as 90s, 10m or 2h")
+    return seconds

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from minialign.data.files import replace_text
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
+from minialign.training.collapse import NOTE, UNSEEN, WARNINGS
 from minialign.training.folder import (
     METRICS,
     begin,
@@ -42,6 +43,7 @@ from minialign.training.folder import (
     clear_results,
     state_file,
 )
+from minialign.training.guard import Guard
 from minialign.training.memory import peak_bytes, release_memory
 from minialign.training.state import RESULT, Parts, SavedState, write_state
 from minialign.weights.tokenizer import Tokenizer
@@ -89,11 +91,13 @@ class Run:
         seed: int = 0,
         micro_batch_tokens: int = 1024,
         save_every: float = 60.0,
+        guard: Guard | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.seed = seed
         self.micro_batch_tokens = micro_batch_tokens
         self.save_every = save_every  # seconds
+        self.guard = guard or Guard()
         # for what a method writes or reads as text
         self.tokenizer: Tokenizer | None = None
         self.interrupted = False
@@ -137,6 +141,8 @@ class Run:
         run.seconds, run._earlier = dict(state.facts["seconds"]), state.facts["elapsed"]
         run._metrics, run.saved = state.metrics, _kept(state.facts["stage"], state.facts["step"])
         replace_text(run.folder / METRICS, run._metrics)
+        for line in run.lines:
+            run.guard.see_again(line)
         return run
 
     # ---- randomness ----
@@ -156,8 +162,12 @@ class Run:
         if first > total:
             raise InputError(f"{self.folder}: the state is of step {first} of {total}: start anew")
         self._bar = _bar(total=total, initial=first, desc=stage.upper(), unit="step")
+        self.guard.begin(parts.model, stage, first, total, self.elapsed)
         try:
             for step in range(first, total):
+                if over := self.guard.why_over(step, self.elapsed):
+                    self.note(stage, f"ended after step {step} of {total}: {over}")
+                    break
                 self._save = partial(self._save_state, stage, step, parts)
                 # At its start a stage has all that the one before it came to.
                 if step == 0 or time.monotonic() - self._saved_at > self.save_every:
@@ -170,6 +180,11 @@ class Run:
         finally:
             self._bar.close()
             self._bar = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the step that was just taken, and is not logged yet, is its stage's last."""
+        return self.guard.is_last(self.elapsed)
 
     def sampling_progress(
         self, round_number: int, completions: int
@@ -210,8 +225,10 @@ class Run:
 
     def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and the bar's figures."""
+        metrics = metrics | self.guard.measured(metrics, self.micro_batch_tokens)
         seconds = {name: round(value, 3) for name, value in self._phases.items()}
         self._write_metrics({"stage": stage, "step": step, **metrics, "seconds": seconds})
+        self.guard.offer(metrics.get(UNSEEN))
         if self._bar is not None:
             shown = {"loss": f"{metrics['loss']:.3f}"}
             if "rewards/margins" in metrics:
@@ -223,12 +240,27 @@ class Run:
     def log_summary(self, stage: str, metrics: dict[str, Any]) -> None:
         """A line that belongs to a stage as a whole."""
         self._write_metrics({"stage": stage, **metrics})
+        if metrics.get(UNSEEN) is not None:
+            self.guard.offer(metrics[UNSEEN])
+
+    def note(self, stage: str, text: str, figures: dict[str, float] | None = None) -> None:
+        """How a stage ended, for the person and for the record."""
+        self.log_summary(stage, {NOTE: text, **(figures or {})})
+        self.say(stage, text, None)
 
     def _write_metrics(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line) + "\n"
+        warnings = self.guard.see(line)
+        text = json.dumps({**line, WARNINGS: warnings} if warnings else line) + "\n"
         self._metrics += text
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(text)
+        for warning in warnings:
+            self.say("warning", warning, None)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds."""
+        return [json.loads(line) for line in self._metrics.splitlines()]
 
     def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         """A JSON Lines file of the folder anew, as a whole."""
@@ -272,6 +304,8 @@ class Run:
 
         Raises Interrupted if the person asked to stop.
         """
+        if found := self.guard.put_back(model):
+            self.note(*found)
         self._save = partial(self._save_state, RESULT, 0, Parts(model))
         self.save()
         self._stop_if_asked()
@@ -316,6 +350,7 @@ class Run:
 
     def restore(self, stage: str, parts: Parts) -> int | None:
         """The step at which `stage` begins, everything put back; None if it is over."""
+        parts.services["guard"] = self.guard
         state = self._resumed
         if state is None:
             return 0

@@ -26,6 +26,7 @@ from minialign.policy.adapters import adapter_parameters, apply_lora
 from minialign.policy.encode import encode_demonstration
 from minialign.policy.knobs import LoRAConfig, SamplingConfig
 from minialign.policy.peft import adapter_state
+from minialign.training.guard import Guard
 from minialign.training.run import Run
 from minialign.weights.tokenizer import Tokenizer
 
@@ -208,6 +209,7 @@ def small_training(
     save_every: float = 60.0,
     held_out: Sequence[Example] = (),
     resume: bool = False,
+    guard: Guard | None = None,
     prepare: Callable[[Run], None] = lambda run: None,
     method: Callable[..., None] = ditto.train,
 ) -> Outcome:
@@ -220,7 +222,7 @@ def small_training(
         encode_demonstration(d, tokenizer, config.max_length)[0] for d in demonstrations(texts)
     ]
     options: dict[str, Any] = {"seed": seed, "micro_batch_tokens": micro_batch_tokens}
-    options["save_every"] = save_every
+    options |= {"save_every": save_every, "guard": guard}
     run = Run.resume(folder, **options) if resume else Run.create(folder, {}, **options)
     run.tokenizer = tokenizer
     prepare(run)

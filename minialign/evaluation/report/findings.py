@@ -19,6 +19,7 @@ from minialign.evaluation.report.labels import rank, said, stage_title
 from minialign.evaluation.report.run_files import RunFiles, figure, usual_evaluation
 from minialign.evaluation.report.scores import LABELS, Score, method_of, scores_of
 from minialign.methods.cards import UNSEEN
+from minialign.training.collapse import KEPT_UNSEEN, NOTE, WARNINGS
 
 CONTEXTS = {
     IN_CONTEXT: "the feedback given in the prompt",
@@ -46,6 +47,18 @@ def find(run: RunFiles) -> Finding:
     if run.source == DEMONSTRATIONS:
         return _judged(run) or _measured(run) or _unjudged(run)
     return _scored(run) or _unscored(run)
+
+
+def notes(run: RunFiles) -> list[str]:
+    """Warnings of a collapse, and how stages ended, a sentence each."""
+    found = []
+    for line in run.metrics:
+        warnings, note = line.get(WARNINGS), line.get(NOTE)
+        texts = [f"warning: {text}" for text in warnings] if isinstance(warnings, list) else []
+        step = f", step {line['step'] + 1}" if "step" in line else ""
+        title = stage_title(run, line["stage"])
+        found += [f"{title}{step}: {text}." for text in (*texts, *([note] if note else []))]
+    return found
 
 
 def _judged(run: RunFiles) -> Finding | None:
@@ -132,7 +145,11 @@ def _measured(run: RunFiles) -> Finding | None:
 def _unjudged(run: RunFiles) -> Finding:
     texts = len({sample["demonstration"] for sample in run.samples})
     source = f"{texts} demonstration{'' if texts == 1 else 's'}" if texts else "the demonstrations"
-    ends = {stage: points[-1][1] for stage in run.stages if (points := run.points(stage, UNSEEN))}
+    ends = {
+        stage: points[-1][1]
+        for stage in run.stages
+        if (points := run.points(stage, KEPT_UNSEEN) or run.points(stage, UNSEEN))
+    }
     unseen = ", ".join(
         f"{value:.3f} after {stage_title(run, stage)}" for stage, value in ends.items()
     )

@@ -16,7 +16,7 @@ from minialign.evaluation.report.answers import answers, copies_of, in_scopes, m
 from minialign.evaluation.report.comparison import write_comparison
 from minialign.evaluation.report.curves import pairs_caption, pairs_chart, stage_curves
 from minialign.evaluation.report.duels import duel
-from minialign.evaluation.report.findings import find
+from minialign.evaluation.report.findings import find, notes
 from minialign.evaluation.report.labels import color
 from minialign.evaluation.report.parts import (
     column,
@@ -41,7 +41,7 @@ __all__ = ["write_comparison", "write_report"]
 HELPERS: list[Callable[..., Any]] = [
     *(answers, color, column, cost_charts, duel, duration, evaluate_command, figure, find, knobs),
     *(method_of, pairs_caption, pairs_chart, prompts_ahead, rounds, sample_command, score_charts),
-    *(scores_of, stage_curves, train_command, win_chart, copies_of, mark_copied),
+    *(scores_of, stage_curves, train_command, win_chart, copies_of, mark_copied, notes),
 ]
 
 
