@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -152,6 +153,14 @@ def _place(name: str, first: Sequence[str]) -> int:
 def _metavar(kind: Any) -> str:
     names = {int: "N", float: "X", tuple[str, ...]: "A,B,.."}
     return names.get(kind, "TEXT")
+
+
+def join() -> None:
+    """Takes part in a work that torchrun started in several processes; else does nothing."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from minialign.training import ranks
+
+        ranks.join()
 
 
 def run_main(program: str, main: Callable[[], None]) -> NoReturn:

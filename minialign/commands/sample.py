@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minialign.commands.best_of import demonstrations_of, show_best
-from minialign.commands.cli import OneLineParser, add_flags
+from minialign.commands.cli import OneLineParser, add_flags, join
 from minialign.data.knobs import config_from_flags, knob, require
 from minialign.errors import InputError
 from minialign.policy.knobs import SamplingConfig
@@ -99,6 +99,8 @@ def main(arguments: list[str]) -> None:
         feedback(arguments)
         return
     options = parse(arguments)
+    if options.out:
+        join()
     ways = [bool(options.prompt), bool(options.prompts), options.chat]
     if sum(ways) != 1:
         raise InputError('give one of --prompt "...", --prompts FILE.jsonl, --chat')
@@ -250,24 +252,25 @@ def write_answers(
     """A line a completion, in the form of demonstrations; the file appears whole or not at all."""
     from tqdm import tqdm
 
-    from minialign.policy.sample import generate
+    from minialign.policy.sample import with_text
+    from minialign.training import ranks
+    from minialign.training.rollouts import rollouts
 
+    how = SamplingConfig(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
+    ids = [tokenizer.encode_prompt(messages) for messages in prompts]
     with tqdm(desc="writing", unit="token", disable=not sys.stderr.isatty()) as bar:
-        groups = generate(
-            model,
-            tokenizer,
-            prompts,
-            n=options.n,
-            on_token=lambda *_: bar.update(),
-            **generation(options),
+        groups = rollouts(
+            model, ids, options.n, how, seed=options.seed, on_token=lambda *_: bar.update()
         )
+    if not ranks.is_first():
+        return
     partial = Path(options.out + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "w", encoding="utf-8") as file:
         for messages, group in zip(prompts, groups, strict=True):
             for number, completion in enumerate(group):
                 line = {
-                    **as_demonstration(messages, completion.text),
+                    **as_demonstration(messages, with_text(completion, tokenizer).text),
                     "sample": number,
                     "finish_reason": completion.finish_reason,
                     "logprob": completion.logprob,
