@@ -29,9 +29,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="its processes a
 # Micro-batches of a prompt or two, so that there is something to divide, and not evenly; dropout.
 SMALL = ("--model", "toy", "--micro-batch-tokens", "48", "--lora-dropout", "0.1", "--out")
 METHODS = {
-    "ditto": ("--method", "ditto", "--demos", "demos.jsonl", *TINY, "--anchors", "0.1", *SMALL),
+    "ditto": (
+        *("--method", "ditto", "--demos", "demos.jsonl", *TINY, "--anchors", "0.1"),
+        # Adam turns the last bit of a gradient into a share of the learning rate.
+        *("--sft-learning-rate", "0.003", *SMALL),
+    ),
     "c3po": (
-        *("--method", "c3po", "--data", "sam", "--lora-rank", "4", "--learning-rate", "0.01"),
+        *("--method", "c3po", "--data", "sam", "--lora-rank", "4", "--learning-rate", "0.003"),
         *("--epochs", "3", "--pairs-per-step", "3", *SMALL),
     ),
 }
@@ -90,7 +94,7 @@ def check_all(ends: list[Ended], code: int) -> None:
 def test_several_processes_train_the_adapter_of_one(method: str, count: int, place: Path) -> None:
     ends = trained(count, [*METHODS[method], f"runs/{method} {count}"], place)
     check_all(ends, 0)
-    assert ends[0].said.count("--- after ---") == 1
+    assert ends[0].said.count("--- after") == 1
     check_same(place / "runs" / f"{method} {count}", place / "runs" / method)
     record = json.loads((place / "runs" / f"{method} {count}" / "config.json").read_text())
     assert record["command"].startswith(f"torchrun --nproc-per-node {count} train.py ")
