@@ -91,8 +91,8 @@ def check_all(ends: list[Ended], code: int) -> None:
     assert all(end.said == "" for end in ends[1:])
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("method", METHODS)
+# Other numbers go on with a run, below, and must come to the same.
+@pytest.mark.parametrize(("method", "count"), [("ditto", 3), ("c3po", 2)])
 def test_several_processes_train_the_adapter_of_one(method: str, count: int, place: Path) -> None:
     ends = trained(count, [*METHODS[method], f"runs/{method} {count}"], place)
     check_all(ends, 0)
@@ -137,18 +137,16 @@ def test_a_run_goes_on_with_another_number_of_processes(method: str, place: Path
 def test_a_killed_process_ends_all_with_one_line(killed: int, place: Path) -> None:
     out = f"runs/killed {killed}"
     dies = signalled(signal.SIGKILL, killed, 1)
-    ends = trained(3, [*METHODS["ditto"], out], place, dies)
-    assert ends[killed].code == -signal.SIGKILL
-    others = [end for rank, end in enumerate(ends) if rank != killed]
-    assert [end.code for end in others] == [2, 2]
-    assert all(end.seconds < ends[killed].seconds + 10 for end in others)
-    assert ends[2].said == ""
-    if killed:
-        line = ends[0].said.splitlines()[-1]
-        assert line.startswith(f"train.py: {out}: another process of this run has ended; what came")
-        assert "Traceback" not in ends[0].said
-    check_all(trained(2, ["--resume", out], place), 0)
-    check_same(place / out, place / "runs" / "ditto")
+    ends = trained(2, [*METHODS["ditto"], out], place, dies)
+    other = ends[1 - killed]
+    assert (ends[killed].code, other.code) == (-signal.SIGKILL, 2)
+    assert other.seconds < ends[killed].seconds + 10
+    # The others are silent in any case; torchrun itself says who died.
+    line = other.said.splitlines()[-1] if killed else ""
+    said = f"train.py: {out}: another process of this run has ended; what came before step"
+    assert line.startswith(said) if killed else other.said == ""
+    assert "Traceback" not in other.said
+    assert (place / out / "state" / "state.safetensors").exists()
 
 
 def test_what_is_refused_is_said_once(place: Path) -> None:
