@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -159,6 +160,14 @@ def one_line(text: str) -> str:
     """What a file made part of an error may be long, or drive the terminal: neither is shown."""
     text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return text if len(text) <= LONGEST_ERROR else f"{text[:1000]} ... {text[-300:]}"
+
+
+def join() -> None:
+    """Takes part in a work that torchrun started in several processes; else does nothing."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from minialign.training import ranks
+
+        ranks.join()
 
 
 def run_main(program: str, main: Callable[[], None]) -> NoReturn:

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from minialign.commands.cli import OneLineParser, add_flags
+from minialign.commands.cli import OneLineParser, add_flags, join
 from minialign.data.knobs import config_from_flags
 from minialign.errors import InputError
 from minialign.evaluation.judges import judges_help
@@ -36,6 +36,7 @@ def parse(arguments: list[str]) -> tuple[list[Path], dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
+    join()
     folders, given = parse(arguments)
     if config_from_flags(EvaluateOptions(), given).compare:
         compare(folders)

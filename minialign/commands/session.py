@@ -39,12 +39,15 @@ def run_job(job: Job, again: str = "") -> None:
 
         print(inspect(job))
         return
+    from minialign.training import ranks
     from minialign.training.run import end_at_once, stoppers_call
 
     with stoppers_call(end_at_once):
         session = load(job)
     session.again = again or session.again
     train(session)
+    if not ranks.is_first():
+        return
     save(session)
     show(session)
 
@@ -123,6 +126,7 @@ def load(job: Job) -> Session:
     """The base model with the adapter to train; says what will happen, and opens the folder."""
     from minialign.commands.bounds import check_time
     from minialign.commands.plan import Speed, describe
+    from minialign.training import ranks
     from minialign.weights.load import load_for
 
     how = job.dtype, job.device, job.base_dtype
@@ -135,10 +139,10 @@ def load(job: Job) -> Session:
     speed = Speed.measured(model, job.work)
     check_time(job, speed)
     print(describe(model, job, speed), flush=True)
-    if job.asks and input("train? [Y/n] ").strip().lower() in ("n", "no"):
+    if job.asks and ranks.is_first() and input("train? [Y/n] ").strip().lower() in ("n", "no"):
         raise InputError(f"nothing was trained: edit {job.options.demos} and call again")
     before = answer(model, job, None)
-    again = f"python train.py --resume {shlex.quote(str(job.out))}"
+    again = f"{ranks.launcher()} train.py --resume {shlex.quote(str(job.out))}"
     return Session(job, model, *open_run(job), before, again)
 
 
@@ -161,15 +165,43 @@ def _add_adapter(model: CausalLM, job: Job) -> None:
 
 
 def open_run(job: Job) -> tuple[Run, BaseFileLock]:
-    """The run in its folder, and the lock that keeps other processes out of it."""
-    from minialign.training.folder import lock_folder
+    """The run in its folder, and the lock that keeps other processes out of it.
+
+    Of a run's own processes the first one opens it, and only then the others, which do not write.
+    """
+    from filelock import FileLock
+
+    from minialign.training import ranks
     from minialign.training.guard import Guard
+    from minialign.training.run import Silent
+
+    options = job.options
+    how: dict[str, Any] = {
+        name: getattr(options, name) for name in ("seed", "micro_batch_tokens", "save_every")
+    }
+    limits = (options.keep, options.stop_on_collapse, options.time_budget)
+    how["guard"] = Guard(*limits, job.held_out_demonstrations)
+    guarded = options.keep == "best" or options.stop_on_collapse or options.time_budget
+    require(
+        ranks.count() == 1 or not guarded,
+        "--keep best, --stop-on-collapse and --time-budget are for one process: "
+        "start this run without torchrun",
+    )
+    with ranks.in_turn():
+        if ranks.is_first():
+            return _open_run(job, how)
+        run = Silent.resume(job.out, **how) if options.resume else Silent(job.out, **how)
+        run.tokenizer = job.tokenizer
+        # One that nobody holds.
+        return run, FileLock(os.devnull)
+
+
+def _open_run(job: Job, how: dict[str, Any]) -> tuple[Run, BaseFileLock]:
+    from minialign.training import ranks
+    from minialign.training.folder import lock_folder
     from minialign.training.run import Run
 
     options = job.options
-    how = {name: getattr(options, name) for name in ("seed", "micro_batch_tokens", "save_every")}
-    limits = (options.keep, options.stop_on_collapse, options.time_budget)
-    how["guard"] = Guard(*limits, job.held_out_demonstrations)
     # A new folder appears with all that is needed to go on, and cannot be locked before.
     lock = lock_folder(job.out) if job.out.exists() else None
     try:
@@ -177,7 +209,8 @@ def open_run(job: Job) -> tuple[Run, BaseFileLock]:
             _check_same(job)
             run = Run.resume(job.out, **how)
         else:
-            record = {"command": f"python {shlex.join(sys.argv)}", **job.record()}
+            command = f"{ranks.launcher()} {shlex.join(sys.argv)}"
+            record = {"command": command, **job.record()}
             run = Run.create(job.out, record, overwrite=options.overwrite, **how)
     except BaseException as error:
         if lock:
@@ -203,6 +236,7 @@ def _check_same(job: Job) -> None:
 @contextmanager
 def protected(session: Session, *, training: bool = False) -> Iterator[None]:
     """Whatever ends a run early, the last state stays, and one line says how to go on from it."""
+    from minialign.training import ranks
     from minialign.training.run import Interrupted
 
     run, go_on = session.run, f"go on with: {session.again}"
@@ -216,10 +250,13 @@ def protected(session: Session, *, training: bool = False) -> Iterator[None]:
             except KeyboardInterrupt:
                 print(f"\nstopped; {run.saved}; {go_on}", file=sys.stderr)
                 sys.exit(128 + run.signal)
+            except ranks.Lost as error:
+                raise InputError(f"{run.folder}: {error}; {run.saved}; {go_on}") from None
             except BrokenPipeError:
                 raise
             except Exception as error:
                 if reason := _lacking(error):
+                    ranks.speak()
                     raise InputError(
                         f"{run.folder}: {reason}; {run.saved}; make room, then {go_on}"
                     ) from None

@@ -28,6 +28,7 @@ from minialign.commands.job import Job, check_method
 from minialign.data.knobs import config_from_dict, flags_of, require
 from minialign.errors import InputError
 from minialign.evaluation.report.page import write_comparison
+from minialign.training import ranks
 from minialign.training.collapse import KEPT_UNSEEN, UNSEEN
 from minialign.training.folder import read_run_record
 from minialign.training.knobs import TrainOptions
@@ -62,6 +63,7 @@ RECORDED = {
 
 def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
     """All runs are checked before the first one is trained; one page compares them in the end."""
+    require(ranks.count() == 1, "--sweep is done by one process: call it with python")
     require(bool(options.out), "--sweep needs --out: the folder that its runs lie in")
     require(not options.inspect, "--inspect shows a single run's tokens: leave out --sweep")
     points = grid(options.sweep)

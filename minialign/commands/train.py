@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minialign.commands.cli import OneLineParser, add_flags
+from minialign.commands.cli import OneLineParser, add_flags, join
 from minialign.commands.config_file import flags_in
 from minialign.commands.session import prepare, run_job
 from minialign.data.knobs import config_from_flags, require
@@ -23,13 +23,19 @@ FIRST = (
 
 def main(arguments: list[str]) -> None:
     """One run, or those of a sweep."""
+    join()
     options, given = parse(arguments)
     if options.sweep and not options.resume:
         from minialign.commands.sweep import run_sweep
 
         run_sweep(options, given)
         return
-    run_job(prepare(options, given))
+    from minialign.training import ranks
+
+    # What one finds in a folder another one must not have put there meanwhile.
+    with ranks.in_turn():
+        job = prepare(options, given)
+    run_job(job)
 
 
 # ---- flags ----

@@ -6,6 +6,7 @@ is asked and measured depends on what the runs learned from: a measure each.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import combine_adapters, remove_adapter
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.peft import load_adapter
+from minialign.training import ranks
 from minialign.training.folder import adapter_folder, read_run_record, source_of
 from minialign.weights.find import find_checkpoint
 from minialign.weights.load import load
@@ -99,6 +101,8 @@ def hold(contest: Contest, options: EvaluateOptions, cache: Path) -> Results:
         progress=writing,
         longest=longest,
     )
+    if not ranks.is_first():
+        sys.exit(0)
 
     def teacher() -> Teacher:
         return endpoint or Cached(_local_teacher(options), cache)

@@ -25,8 +25,9 @@ from minialign.methods.cards import card_of, method_names
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.reference import reference_policy
-from minialign.policy.sample import Completion, sample, with_text
+from minialign.policy.sample import Completion, with_text
 from minialign.training.folder import adapter_folder, folder_and_weight
+from minialign.training.rollouts import rollouts
 from minialign.weights.tokenizer import Tokenizer
 
 # prompt -> answers, with their texts
@@ -238,7 +239,7 @@ def write_answers(
         ids = asked[contestant.name]
         on_token = progress(contestant.name, len(ids) * n)
         with reference_policy(model, contestant.adapter):
-            groups = sample(model, ids, n, sampling, seed=seed, on_token=on_token)
+            groups = rollouts(model, ids, n, sampling, seed=seed, on_token=on_token)
         return [[with_text(c, tokenizer) for c in group] for group in groups]
 
     return {contestant.name: written(contestant) for contestant in contestants}

@@ -15,15 +15,18 @@ from __future__ import annotations
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from minialign.data.general import general_prompts
 from minialign.data.records import Example
 from minialign.model.transformer import CausalLM
 from minialign.policy.knobs import SamplingConfig
 from minialign.policy.packing import micro_batches
 from minialign.policy.reference import reference_policy
-from minialign.policy.sample import sample
 from minialign.policy.score import divergence
+from minialign.training import ranks
 from minialign.training.dealing import deal
+from minialign.training.rollouts import rollouts
 from minialign.training.run import Run
 
 # Prompts that are asked, tokens of an answer, anchors in a step.
@@ -60,7 +63,9 @@ class Anchors:
         seed = run.derive_seed("anchors", 0)
         with run.phase("sample"), reference_policy(model, None):
             on_token = run.sampling_progress(0, len(prompts))
-            groups = sample(model, prompts, 1, SamplingConfig(TOKENS), seed=seed, on_token=on_token)
+            groups = rollouts(
+                model, prompts, 1, SamplingConfig(TOKENS), run, seed=seed, on_token=on_token
+            )
         answers = zip(prompts, groups, strict=True)
         return cls([Example(prompt, group[0].ids) for prompt, group in answers], weight)
 
@@ -71,13 +76,16 @@ class Anchors:
         order = run.derive_seed(f"anchors/{stage}", 0)
         batch = deal(self.sequences, PER_STEP, step, f"{order}/sft")
         tokens = sum(len(sequence.completion_ids) for sequence in batch)
-        total = 0.0
+
+        def learn(part: list[Example]) -> tuple[Tensor]:
+            loss = divergence(model, part, None).sum() / tokens
+            (self.weight * loss).backward()
+            return (loss.detach(),)
+
         training = model.training
         # The base is compared without dropout.
         model.eval()
-        for part in micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens):
-            loss = divergence(model, part, None).sum() / tokens
-            (self.weight * loss).backward()
-            total += loss.item()
+        parts = micro_batches(batch, lambda sequence: (sequence,), run.micro_batch_tokens)
+        found = ranks.divided(learn, parts)
         model.train(training)
-        return {"kl/anchors": total}
+        return {"kl/anchors": sum(float(loss) for (loss,) in found)}

@@ -62,6 +62,11 @@ class Batch(NamedTuple):
             yield Batch([], **scopes)
 
     @property
+    def in_scope(self) -> list[Example]:
+        """The texts of the pairs, revised ones first."""
+        return [text for column in zip(*self.pairs, strict=True) for text in column]
+
+    @property
     def texts(self) -> list[Example]:
         """Everything that is read."""
         return [*itertools.chain(*self.pairs), *self.out, *self.near, *self.learned]

@@ -57,6 +57,7 @@ from minialign.policy.encode import ScopedExamples
 from minialign.policy.packing import by_prompt, distinct_tokens
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import divergence, score
+from minialign.training import ranks
 from minialign.training.optimizer import Optimizer, cosine_with_warmup
 from minialign.training.run import Run
 from minialign.training.state import Parts
@@ -97,10 +98,10 @@ def train(
     for step in run.steps(ADAPTER, first, total_steps, parts):
         batch = everything.draw(knobs.pairs_per_step, step, run.seed)
         # Dropout draws from torch's global generator. Without any, policy and reference are alike.
-        run.seed_step(ADAPTER, step)
+        seed = run.derive_seed(ADAPTER, step)
         model.train(knobs.lora.dropout > 0)
         with run.phase("train"):
-            metrics = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens)
+            metrics = c3po_step(model, batch, reference, knobs, run.micro_batch_tokens, seed)
             metrics |= optimizer.step(step)
         model.eval()
         if run.is_last:
@@ -122,6 +123,8 @@ class PartLoss(NamedTuple):
     rejected_logps: Tensor
     # the share of the whole revised answers' loss per token, a scalar
     learned: Tensor
+    # the reference's, of chosen and rejected answers, where the loss has one
+    reference_logps: Tensor
 
 
 def c3po_step(
@@ -130,15 +133,22 @@ def c3po_step(
     reference: ReferenceScores,
     knobs: C3POConfig,
     micro_batch_tokens: int,
+    seed: int | None = None,
 ) -> dict[str, float]:
     """Accumulates the gradient of a step part by part, where gradients are on; returns metrics."""
-    found: list[PartLoss] = []
-    for part in batch.parts(micro_batch_tokens):
+
+    def learn(part: Batch) -> list[Tensor]:
         terms, *others = part_loss(model, part, batch, reference, knobs)
         if terms.loss.requires_grad:
             terms.loss.backward()
-        terms = C3POLoss(*map(Tensor.detach, terms))
-        found.append(PartLoss(terms, *map(Tensor.detach, others)))
+        return [tensor.detach() for tensor in (*terms, *others)]
+
+    parts, terms = list(batch.parts(micro_batch_tokens)), len(C3POLoss._fields)
+    divided = ranks.divided(learn, parts, seed)
+    found = [PartLoss(C3POLoss(*numbers[:terms]), *numbers[terms:]) for numbers in divided]
+    for part, loss in zip(parts, found, strict=True):
+        if knobs.has_reference:
+            reference.note(part.in_scope, loss.reference_logps)
     return _metrics(found, batch, knobs) | {"tokens": distinct_tokens(batch.texts)}
 
 
@@ -146,8 +156,7 @@ def part_loss(
     model: CausalLM, part: Batch, step: Batch, reference: ReferenceScores, knobs: C3POConfig
 ) -> PartLoss:
     """The share that `part` has in the loss of `step`: equation 5, or another loss than DPO."""
-    # Revised ones first.
-    in_scope = [s for column in zip(*part.pairs, strict=True) for s in column]
+    in_scope = part.in_scope
     answers = part.out + part.near
     texts = [*in_scope, *part.learned]
     if knobs.constraint == "kl":
@@ -160,6 +169,7 @@ def part_loss(
     cut = len(part.pairs)
     chosen_logps, rejected_logps, learned_logps = text_logps.tensor_split([cut, len(in_scope)])
     policy, nothing = (chosen_logps, rejected_logps), chosen_logps[:0]
+    reference_logps = nothing
     empty = (nothing, nothing, nothing, nothing)
     referred = empty
     if knobs.has_reference:
@@ -186,7 +196,8 @@ def part_loss(
         share = losses.sum() / max(1, len(step.pairs))
         loss = loss + share
         terms = C3POLoss(loss, share.detach(), terms.nll_out, terms.nll_near, *rewards)
-    return PartLoss(terms._replace(loss=loss), chosen_logps, rejected_logps, learned)
+    terms = terms._replace(loss=loss)
+    return PartLoss(terms, chosen_logps, rejected_logps, learned, reference_logps)
 
 
 def _preference(

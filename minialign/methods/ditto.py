@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,10 +50,12 @@ from minialign.policy.measure import nats_per_token, rollout_gap
 from minialign.policy.packing import distinct_tokens, micro_batches
 from minialign.policy.peft import adapter_state, load_adapter_state
 from minialign.policy.reference_scores import ReferenceScores
-from minialign.policy.sample import Completion, sample
+from minialign.policy.sample import Completion
 from minialign.policy.score import score
+from minialign.training import ranks
 from minialign.training.collapse import answer_figures
 from minialign.training.optimizer import Optimizer, constant_with_warmup
+from minialign.training.rollouts import rollouts
 from minialign.training.run import Run
 from minialign.training.state import Parts
 from minialign.weights.devices import pick_precision
@@ -130,11 +134,12 @@ def _sample_round(
 ) -> list[list[Completion]]:
     prompts = [demonstration.prompt_ids for demonstration in pool.demonstrations]
     seed = run.derive_seed("round", len(pool.rounds))
-    return sample(
+    return rollouts(
         model,
         prompts,
         knobs.samples_per_prompt,
         knobs.sampling,
+        run,
         seed=seed,
         on_token=run.sampling_progress(
             len(pool.rounds) + 1, len(prompts) * knobs.samples_per_prompt
@@ -157,6 +162,27 @@ def _rollout_metrics(
     return {OFF_POLICY: rollout_gap(model, prompts, answers, run.micro_batch_tokens)}
 
 
+class Piece(NamedTuple):
+    """Comparisons that are computed together, and the texts in them, each once."""
+
+    pairs: list[Comparison]
+    texts: list[Example]
+    # the demonstrations among them whose own loss is counted here
+    shown: list[Example]
+
+
+class PieceLosses(NamedTuple):
+    """The demonstrations' own loss, a scalar; of each pair, (P,); of each text's reference."""
+
+    nll: Tensor
+    losses: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    chosen_logps: Tensor
+    rejected_logps: Tensor
+    reference_logps: Tensor
+
+
 def preference_step(
     model: CausalLM,
     pairs: list[Comparison],
@@ -169,45 +195,51 @@ def preference_step(
         return {"loss": 0.0, "tokens": 0}
     shown = {pair.chosen for pair in pairs if pair.kind != "inter_model"}
     shown_tokens = sum(len(sequence.completion_ids) for sequence in shown)
-    parts: list[tuple[Tensor, ...]] = []
-    nll = 0.0
-    for part in micro_batches(pairs, lambda pair: (pair.chosen, pair.rejected), micro_batch_tokens):
-        sequences = list(dict.fromkeys(s for pair in part for s in (pair.chosen, pair.rejected)))
-        place = {sequence: i for i, sequence in enumerate(sequences)}
-        chosen = [place[pair.chosen] for pair in part]
-        rejected = [place[pair.rejected] for pair in part]
-        reference_logps = reference(sequences)
-        policy_logps = score(model, sequences)
+
+    def learn(piece: Piece) -> PieceLosses:
+        reference_logps, policy_logps = reference(piece.texts), score(model, piece.texts)
+        place = {sequence: i for i, sequence in enumerate(piece.texts)}
+        chosen = [place[pair.chosen] for pair in piece.pairs]
+        rejected = [place[pair.rejected] for pair in piece.pairs]
+        logps = policy_logps[chosen], policy_logps[rejected]
         preference = dpo_loss(
-            policy_logps[chosen],
-            policy_logps[rejected],
+            *logps,
             reference_logps[chosen],
             reference_logps[rejected],
             beta=knobs.beta,
             label_smoothing=knobs.label_smoothing,
         )
-        loss = preference.losses.sum() / len(pairs)
-        if shown_tokens:
-            own = [place[sequence] for sequence in sequences if sequence in shown]
-            shown -= {*sequences}  # where a prompt's texts are cut, a demonstration stands in each
-            part_nll = sft_loss(policy_logps[own], shown_tokens)
-            loss = loss + knobs.nll_weight * part_nll
-            nll += part_nll.item()
-        loss.backward()
-        parts.append(
-            (
-                *map(Tensor.detach, preference),
-                policy_logps[chosen].detach(),
-                policy_logps[rejected].detach(),
-            )
-        )
-    losses, chosen_rewards, rejected_rewards, chosen_logps, rejected_logps = map(
-        torch.cat, zip(*parts, strict=True)
-    )
+        own = policy_logps[[place[sequence] for sequence in piece.shown]]
+        nll = sft_loss(own, max(1, shown_tokens))
+        (preference.losses.sum() / len(pairs) + knobs.nll_weight * nll).backward()
+        return PieceLosses(*map(Tensor.detach, (nll, *preference, *logps, reference_logps)))
+
+    batches = micro_batches(pairs, lambda pair: (pair.chosen, pair.rejected), micro_batch_tokens)
+    pieces = list(_pieces(batches, shown))
+    found = [PieceLosses(*losses) for losses in ranks.divided(learn, pieces)]
+    for piece, losses in zip(pieces, found, strict=True):
+        reference.note(piece.texts, losses.reference_logps)
+    return _metrics(pairs, found, knobs)
+
+
+def _pieces(batches: Iterable[list[Comparison]], shown: set[Example]) -> Iterator[Piece]:
+    """Where a prompt's texts are cut, a demonstration stands in each piece, and counts in one."""
+    for pairs in batches:
+        texts = list(dict.fromkeys(s for pair in pairs for s in (pair.chosen, pair.rejected)))
+        yield Piece(pairs, texts, [text for text in texts if text in shown])
+        shown = shown - {*texts}
+
+
+def _metrics(
+    pairs: list[Comparison], pieces: list[PieceLosses], knobs: DittoConfig
+) -> dict[str, float]:
+    """Of a whole step."""
+    nll, *others, _ = zip(*pieces, strict=True)
+    losses, chosen_rewards, rejected_rewards, chosen_logps, rejected_logps = map(torch.cat, others)
     margins = chosen_rewards - rejected_rewards
     return {
         "loss": float(losses.mean()),  # DPO's: ln 2 at the first step, whatever else is added
-        "nll/demonstrations": nll,  # counts nll_weight times
+        "nll/demonstrations": float(sum(nll)),  # counts nll_weight times
         "rewards/chosen": float(chosen_rewards.mean()),
         "rewards/rejected": float(rejected_rewards.mean()),
         "rewards/margins": float(margins.mean()),

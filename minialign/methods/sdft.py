@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Sequence
 from typing import NamedTuple
 
+from torch import Tensor
+
 from minialign.data.records import Example
 from minialign.methods.cards import UNSEEN
 from minialign.methods.knobs import DistilConfig
@@ -27,11 +29,13 @@ from minialign.methods.sft import Demonstrated
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.measure import nats_per_token
-from minialign.policy.sample import Completion, sample
+from minialign.policy.sample import Completion
 from minialign.policy.shown import shown_divergence
+from minialign.training import ranks
 from minialign.training.collapse import answer_figures
 from minialign.training.dealing import deal
 from minialign.training.optimizer import Optimizer, constant_with_warmup
+from minialign.training.rollouts import rollouts
 from minialign.training.run import Run
 from minialign.training.state import Parts
 
@@ -96,7 +100,8 @@ def distil(
         with run.phase("sample"):
             prompts = [question.prompt for question in batch]
             seed = run.derive_seed(name, step)
-            groups = sample(model, prompts, knobs.samples_per_prompt, knobs.sampling, seed=seed)
+            number = knobs.samples_per_prompt
+            groups = rollouts(model, prompts, number, knobs.sampling, run, seed=seed)
         with run.phase("train"):
             metrics = _backward(model, batch, groups, knobs, run.micro_batch_tokens)
             metrics |= optimizer.step(step)
@@ -116,12 +121,19 @@ def _backward(
     """Accumulates the gradient of a step, part by part; returns its metrics."""
     answers = [answer for group in groups for answer in group]
     tokens = sum(len(answer.ids) for answer in answers)
-    total = 0.0
-    for question, group in zip(batch, groups, strict=True):
-        for part in _parts(question, group, micro_batch_tokens):
-            found = shown_divergence(model, part, question.shown, BASE, knobs.top_tokens) / tokens
-            found.backward()
-            total += found.item()
+
+    def learn(part: tuple[Question, list[Example]]) -> tuple[Tensor]:
+        question, own = part
+        loss = shown_divergence(model, own, question.shown, BASE, knobs.top_tokens) / tokens
+        loss.backward()
+        return (loss.detach(),)
+
+    parts = [
+        (question, part)
+        for question, group in zip(batch, groups, strict=True)
+        for part in _parts(question, group, micro_batch_tokens)
+    ]
+    total = sum(float(loss) for (loss,) in ranks.divided(learn, parts))
     return {"loss": total, "tokens": tokens, **answer_figures(answers)}
 
 

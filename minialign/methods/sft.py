@@ -23,6 +23,7 @@ from minialign.policy.adapters import trainable_parameters
 from minialign.policy.measure import nats_per_token
 from minialign.policy.packing import by_prompt, micro_batches
 from minialign.policy.score import score
+from minialign.training import ranks
 from minialign.training.dealing import deal
 from minialign.training.optimizer import Optimizer, cosine_with_warmup
 from minialign.training.run import Run
@@ -67,9 +68,9 @@ def train(
     for step in run.steps(ADAPTER, first, sft.max_steps, parts):
         batch = deal(demonstrations, sft.batch_size, step, f"{run.seed}/sft")
         # Dropout draws from torch's global generator.
-        run.seed_step(ADAPTER, step)
+        seed = run.derive_seed(ADAPTER, step)
         with run.phase("train"):
-            loss = _backward(model, batch, run.micro_batch_tokens)
+            loss = _backward(model, batch, run.micro_batch_tokens, seed)
             measured = anchors.backward(model, ADAPTER, step, run) | optimizer.step(step)
         run.log(ADAPTER, step, {"loss": loss, **measured, "tokens": sum(map(len, batch))})
         if stop(loss):
@@ -115,15 +116,17 @@ class EarlyStop:
         self.steps = int(steps)
 
 
-def _backward(model: CausalLM, batch: list[Example], micro_batch_tokens: int) -> float:
+def _backward(model: CausalLM, batch: list[Example], micro_batch_tokens: int, seed: int) -> float:
     """Accumulates the gradient of a step, part by part; returns its loss."""
     total = sum(len(sequence.completion_ids) for sequence in batch)
-    loss = 0.0
-    for part in micro_batches(batch, lambda sequence: (sequence,), micro_batch_tokens):
-        part_loss = sft_loss(score(model, part), total)
-        part_loss.backward()
-        loss += part_loss.item()
-    return loss
+
+    def learn(part: list[Example]) -> tuple[Tensor]:
+        loss = sft_loss(score(model, part), total)
+        loss.backward()
+        return (loss.detach(),)
+
+    parts = micro_batches(batch, lambda sequence: (sequence,), micro_batch_tokens)
+    return sum(float(loss) for (loss,) in ranks.divided(learn, parts, seed))
 
 
 def _with_prompt(sequence: Example) -> Example:

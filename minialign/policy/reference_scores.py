@@ -44,6 +44,11 @@ class ReferenceScores:
             self.known.update(zip(asked, scores.tolist(), strict=True))
         return torch.tensor([self.known[s] for s in sequences], device=self.model.device)
 
+    def note(self, sequences: Sequence[Example], scores: Tensor) -> None:
+        """Takes over what another process found."""
+        self._forget_if_changed()
+        self.known.update(zip(sequences, scores.tolist(), strict=True))
+
     def state(self) -> dict[str, Tensor]:
         """What is known so far; each prompt once."""
         self._forget_if_changed()

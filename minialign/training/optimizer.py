@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minialign.errors import InputError
+from minialign.training import ranks
 
 # (step, total steps, warm-up steps) -> share of the peak learning rate
 Schedule = Callable[[int, int, int], float]
@@ -49,13 +50,14 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
 
     def step(self, index: int) -> dict[str, float]:
-        """Takes step `index` with the gradients that are there, and clears them.
+        """Takes step `index` with all processes' gradients together, and clears them.
 
         Returns lr and grad_norm.
         """
         rate = self.peak * self.schedule(index, self.total, self.warmup)
         for group in self.adamw.param_groups:
             group["lr"] = rate
+        ranks.add_up(self.parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
         if not math.isfinite(norm):
             raise InputError(

@@ -26,14 +26,14 @@ from collections.abc import Sequence as Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
 from minialign.data.files import replace_text
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
+from minialign.training import ranks
 from minialign.training.collapse import NOTE, UNSEEN, WARNINGS
 from minialign.training.folder import (
     METRICS,
@@ -151,10 +151,6 @@ class Run:
         digest = hashlib.sha256(f"{self.seed}/{purpose}/{number}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1
 
-    def seed_step(self, purpose: str, step: int) -> None:
-        """Seeds torch's global generator, from which dropout draws."""
-        torch.manual_seed(self.derive_seed(purpose, step))
-
     # ---- progress ----
 
     def steps(self, stage: str, first: int, total: int, parts: Parts) -> Iterator[int]:
@@ -172,6 +168,7 @@ class Run:
                 # At its start a stage has all that the one before it came to.
                 if step == 0 or time.monotonic() - self._saved_at > self.save_every:
                     self.save()
+                self.interrupted = ranks.anybody(self.interrupted)
                 self._stop_if_asked()
                 if (step - first) % RELEASE_EVERY == 0:
                     release_memory()
@@ -292,6 +289,9 @@ class Run:
             if self.interrupted or not training:
                 end_at_once(signum, frame)
             self.interrupted = True
+            # A process that dies is no wish of the person: what is said of it comes later.
+            if signum == signal.SIGTERM and ranks.count() > 1:
+                return
             print(
                 "\nfinishing this step, then saving (Ctrl-C again: stop at once)", file=sys.stderr
             )
@@ -330,8 +330,12 @@ class Run:
 
     def _stop_if_asked(self) -> None:
         if self.interrupted:
-            self.save()
-            raise Interrupted
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Saves the state at the start of the step, and raises Interrupted."""
+        self.save()
+        raise Interrupted
 
     def save(self) -> None:
         """Writes the state as it is now; a step that is under way begins with it."""
@@ -362,6 +366,26 @@ class Run:
         self._phases = dict(state.facts["phases"])
         self._resumed = None
         return state.facts["step"]
+
+
+class Silent(Run):
+    """The same run in a process that only computes: another one writes the folder."""
+
+    @classmethod
+    def resume(cls, folder: str | Path, **options: Any) -> Silent:
+        run = cls(folder, **options)
+        if state_file(run.folder).exists():
+            run._resumed = SavedState(state_file(run.folder))
+        return run
+
+    def _write_metrics(self, line: dict[str, Any]) -> None:
+        pass
+
+    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
 
 
 def _kept(stage: str, step: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ WORTHWHILE = 0.8
 WIDE = 256
 # What a container may take, where the system limits it.
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# What `product_seconds` found, once a process.
+SECONDS: dict[str, float] = {}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -84,16 +86,21 @@ def pick_precision(name: str, device: torch.device, width: int) -> Precision:
 
 
 def is_faster(one: str, other: str) -> bool:
-    seconds = product_seconds()
-    return seconds[one] <= WORTHWHILE * seconds[other]
+    if not SECONDS:
+        SECONDS.update(product_seconds())
+    return SECONDS[one] <= WORTHWHILE * SECONDS[other]
 
 
-@cache
+def agree_on_speed(agree: Callable[[dict[str, float]], dict[str, float]]) -> None:
+    """What `agree` makes of this process's figures counts from now on."""
+    SECONDS.update(agree(product_seconds()))
+
+
 def product_seconds() -> dict[str, float]:
     """How long this processor takes for one product of each type, from and to float32.
 
     The least of a few tries, in turn, so that other work on the machine does not decide. Takes some
-    50 ms, once a process.
+    50 ms.
     """
     x, weight = torch.ones(64, 768), torch.ones(768, 768)
     weights: dict[str, Weight] = {
