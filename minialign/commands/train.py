@@ -86,8 +86,9 @@ def _peek(arguments: list[str]) -> Card:
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("method", "data", "votes", "edits", "feedback", "resume", "continue", "config"):
-        peek.add_argument(f"--{name}", default="")
+    flags = ("--method", "--data", "--votes", "--edits", "--feedback")
+    for name in (*flags, "--resume", "--continue", "--config"):
+        peek.add_argument(name, default="")
     found, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
     )
