@@ -47,6 +47,7 @@ from minialign.methods.knobs import (
     DittoConfig,
     MethodKnobs,
 )
+from minialign.methods.steering_knobs import STEERING_RECIPES
 
 __all__ = ["UNSEEN", "Card", "Curve", "Overlay", "PairKind", "Stage"]
 FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data", EDITS: "--edits"}
@@ -191,6 +192,16 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         stages=(_distilled("sdft", "SDFT"),),
         module="minialign.methods.sdft",
         color=6,
+    ),
+    Card(
+        name="stylevector",
+        title="StyleVector",
+        help="a vector that is added in the middle of the model; nothing is trained",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=STEERING_RECIPES,
+        stages=(Stage("stylevector", "StyleVector", sft_curves, lambda knobs, source: ()),),
+        module="minialign.methods.stylevector",
+        color=3,
     ),
     _from_feedback(
         "c3po",
