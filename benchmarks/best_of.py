@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from ditto_tables import (
     table,
 )
 from reproduce_ditto import RESULTS as STUDY
+from reproduce_ditto import numbers_of
 
 from minialign.data.knobs import config_from_dict
 from minialign.evaluation.best import Measured, fit_judge, measure
@@ -51,7 +53,7 @@ from minialign.weights.load import load
 from minialign.weights.tokenizer import Tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "best_of.jsonl"
-ARMS = ("SFT", "DITTO")
+ARMS = ("SFT",)
 
 
 # ---- one author ----
@@ -158,32 +160,32 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, help="a folder of authorNN.jsonl")
     parser.add_argument("--answers", type=Path, help="the answers that reproduce_ditto.py kept")
+    parser.add_argument("--authors", default="0-5")
     parser.add_argument("--report", action="store_true", help="the table again")
     options = parser.parse_args()
     study = read_lines(STUDY)
     if not options.report:
         if not (options.data and options.answers):
             parser.error("give --data and --answers")
-        measure_all(study, options.data, options.answers)
+        measure_all(study, options)
     print(report(read_lines(RESULTS), study, read_lines(judged_beside(STUDY))))
 
 
-def measure_all(study: Lines, data: Path, answers: Path) -> None:
+def measure_all(study: Lines, options: argparse.Namespace) -> None:
     """A line an author, written as it comes; what is there is not measured again."""
     known = {line["key"] for line in read_lines(RESULTS)}
-    todo = {key_of(line): line for line in study if key_of(line) not in known}
-    loaded = {model: load(model) for model in {line["model"] for line in todo.values()}}
-    for key, line in todo.items():
-        author = next(
-            a for a in read_authors(data, line["words"]) if (a.name, a.hash) == author_of(line)
-        )
-        found = choices(*loaded[line["model"]], author, line, answers)
-        append(RESULTS, {"key": key, "author": line["author"], **found})
-        print(line["author"], file=sys.stderr, flush=True)
-
-
-def author_of(line: dict[str, Any]) -> tuple[str, str]:
-    return line["author"], line["texts"]
+    opened = cache(load)
+    for number in numbers_of(options.authors):
+        name = f"{options.data.name}/author{number:02}"
+        todo = {key_of(line): line for line in study if line["author"] == name}
+        for key, line in todo.items():
+            if key in known:
+                continue
+            everyone = read_authors(options.data, line["words"])
+            (author,) = [a for a in everyone if (a.name, a.hash) == (name, line["texts"])]
+            found = choices(*opened(line["model"]), author, line, options.answers)
+            append(RESULTS, {"key": key, "author": name, **found})
+            print(name, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
