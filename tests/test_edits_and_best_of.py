@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -93,12 +92,6 @@ def rows_of(page: str) -> set[str]:
 
 
 def test_the_page_shows_the_committed_results(module: Module) -> None:
-    best_of, edits, results = module("best_of"), module("edits"), module("ditto_results")
-    study: list[dict[str, Any]] = results.read_lines(best_of.STUDY)
-    verdicts = results.read_lines(results.judged_beside(best_of.STUDY))
-    tables = [
-        best_of.report(results.read_lines(best_of.RESULTS), study, verdicts),
-        edits.report(results.read_lines(edits.RESULTS)),
-    ]
-    for table in tables:
-        assert {*table.splitlines()} - rows_of("docs/results.md") == set()
+    edits, results = module("edits"), module("ditto_results")
+    table = edits.report(results.read_lines(edits.RESULTS)).splitlines()
+    assert len(table) > 2 and {*table} <= rows_of("docs/results.md")
