@@ -10,6 +10,7 @@ import dataclasses
 import datetime
 import importlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,29 +134,31 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
     source = read_source(options)
     _check_held_out(options, source)
     place = options.votes or options.data or options.demos
-    _check_unchanged(source.record(), record, place, options)
+    check_unchanged(source.record(), record, place, options)
+    # What a run goes by that goes on, interrupted or finished.
+    known = record or (read_run_record(options.continue_) if options.continue_ else {})
     device = pick_device(options.device)
     options = with_model(options, device)
-    recipe = record["recipe"] if record else recipe_name(options, device)
-    knobs = (
-        _recorded(card.knobs_class, record["knobs"], options)
-        if record
-        else chosen_knobs(card, recipe, options, given)
-    )
+    recipe = known["recipe"] if known else recipe_name(options, device)
+    knobs = chosen_knobs(card, recipe, options, given, known)
     checkpoint = find_checkpoint(options.model, options.revision or None)
     check_writers(options, checkpoint)
     config, tokenizer = read_model_config(checkpoint), Tokenizer.from_folder(checkpoint)
     context = config.max_position_embeddings
     tokenizer.fit(config.vocab_size)
     hashes = hashes_of(checkpoint, tokenizer)
-    _check_unchanged(hashes, record, str(checkpoint), options)
-    tokenizer.today = _today(record, options) if record else tokenizer.today
+    check_unchanged(hashes, known, str(checkpoint), options)
+    tokenizer.today = _today(known, options) if known else tokenizer.today
     check_prompt(options.prompt, tokenizer, context)
     lessons, longest, warnings = source.encode(tokenizer, min(knobs.max_length, context))
-    knobs = knobs.fitted(longest)
-    work = importlib.import_module(card.module).work(lessons, knobs, options.micro_batch_tokens)
+    knobs, method = knobs.fitted(longest), importlib.import_module(card.module)
+    if options.continue_ and not record:
+        knobs = method.prolonged(knobs)
+    work = (method.work_of_more if options.continue_ else method.work)(
+        lessons, knobs, options.micro_batch_tokens
+    )
     # a run goes on in the types that it began with
-    dtype = pick_dtype(record.get("dtype", options.dtype), device, config.hidden_size)
+    dtype = pick_dtype(known.get("dtype", options.dtype), device, config.hidden_size)
     return Job(
         options=options,
         card=card,
@@ -205,9 +208,19 @@ def _require_data(method: str) -> None:
 
 
 def chosen_knobs(
-    card: Card, recipe: str, options: TrainOptions, given: dict[str, Any]
+    card: Card,
+    recipe: str,
+    options: TrainOptions,
+    given: dict[str, Any],
+    known: dict[str, Any] | None = None,
 ) -> MethodKnobs:
-    """The recipe, what the method fixes in it, and the knobs that were given."""
+    """The recipe, what the method fixes in it, and the knobs that were given.
+
+    Those of a run that goes on are as its record `known` has them.
+    """
+    if known:
+        folder = options.resume or options.continue_
+        return recorded(card.knobs_class, known["knobs"], folder)  # type: ignore[no-any-return]
     knobs = card.with_flags(card.recipe(recipe), given)
     if not options.init_adapter:
         return knobs
@@ -240,7 +253,7 @@ def _check_held_out(options: TrainOptions, source: Source) -> None:
     )
 
 
-def _check_unchanged(
+def check_unchanged(
     found: dict[str, Any], record: dict[str, Any], place: str, options: TrainOptions
 ) -> None:
     """Raises InputError where a run would go on with other files than it began with."""
@@ -254,12 +267,12 @@ def _check_unchanged(
             )
 
 
-def _recorded(config_class: type, raw: dict[str, Any], options: TrainOptions) -> Any:
-    """Options or knobs as the record has them. Raises InputError, naming the file."""
+def recorded(config_class: type, raw: dict[str, Any], folder: str) -> Any:
+    """Options or knobs as a run's record has them. Raises InputError, naming the file."""
     try:
         return config_from_dict(config_class, raw)
     except InputError as error:
-        raise InputError(f"{Path(options.resume) / CONFIG}: {error}") from None
+        raise InputError(f"{Path(folder) / CONFIG}: {error}") from None
 
 
 def _today(record: dict[str, Any], options: TrainOptions) -> datetime.datetime:
@@ -267,7 +280,8 @@ def _today(record: dict[str, Any], options: TrainOptions) -> datetime.datetime:
     try:
         return datetime.datetime.fromisoformat(record["today"])
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{Path(options.resume) / CONFIG}: today is not a date") from None
+        file = Path(options.resume or options.continue_) / CONFIG
+        raise InputError(f"{file}: today is not a date") from None
 
 
 def with_model(options: TrainOptions, device: torch.device) -> TrainOptions:
@@ -291,6 +305,24 @@ def check_prompt(prompt: str, tokenizer: Tokenizer, context: int) -> None:
         )
 
 
+def kept_record(
+    options: TrainOptions, given: dict[str, Any], name: str, free: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The record of the run that option `name` names, whose knobs are kept.
+
+    Raises InputError if other options than it and the `free` ones were given.
+    """
+    plain = dataclasses.replace(TrainOptions(), **{n: getattr(options, n) for n in (name, *free)})
+    changed = [other for other in vars(plain) if getattr(options, other) != getattr(plain, other)]
+    for other in [*changed, *given]:
+        flags = [f"--{part.rstrip('_').replace('_', '-')}" for part in (name, other)]
+        raise InputError(f"{flags[0]} keeps the knobs of the run: leave out {flags[1]}")
+    folder = getattr(options, name)
+    record = read_run_record(folder)
+    require_fields(record, dict.fromkeys(("recipe", "device", "dtype"), str), folder)
+    return record
+
+
 def interrupted_run(
     options: TrainOptions, given: dict[str, Any]
 ) -> tuple[TrainOptions, dict[str, Any]]:
@@ -298,16 +330,10 @@ def interrupted_run(
 
     Raises InputError if there is nothing to go on with, or if anything else was given.
     """
-    plain = TrainOptions(resume=options.resume)
-    changed = [name for name in vars(plain) if getattr(options, name) != getattr(plain, name)]
-    for name in [*changed, *given]:
-        flag = "--" + name.replace("_", "-")
-        raise InputError(f"--resume keeps the knobs of the run: leave out {flag}")
-    record = read_run_record(options.resume)
-    require_fields(record, dict.fromkeys(("recipe", "device", "dtype"), str), options.resume)
+    record = kept_record(options, given, "resume")
     check_idle(Path(options.resume))
     check_unfinished(Path(options.resume))
-    before = _recorded(TrainOptions, record["options"], options)
+    before = recorded(TrainOptions, record["options"], options.resume)
     again = dataclasses.replace(
         before,
         resume=options.resume,

@@ -60,10 +60,13 @@ def prepare(options: TrainOptions, given: dict[str, Any]) -> Job:
     first.
     """
     from minialign.commands.bounds import check_memory
+    from minialign.commands.continued import with_more
     from minialign.commands.import_mail import imported, is_to_import
     from minialign.commands.job import check_method, prepare_job
 
-    if options.demos and not options.resume and is_to_import(Path(options.demos)):
+    if options.continue_ and not options.resume:
+        options = with_more(options, given)
+    elif options.demos and not options.resume and is_to_import(Path(options.demos)):
         # Before the minutes that a large mailbox may take.
         check_method(options, given)
         demos, out = imported(options.demos, options.out)
@@ -285,6 +288,9 @@ def train(session: Session) -> None:
     job, run, model = session.job, session.run, session.model
     with protected(session, training=True):
         if not run.restore_result(model):
+            if job.options.continue_ and run.is_new:
+                finished = Path(job.options.continue_)
+                job.method.take_over(model, job.lessons, job.knobs, run, finished)
             job.method.train(model, job.lessons, job.knobs, run)
             run.end_training(model)
 

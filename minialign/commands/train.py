@@ -8,7 +8,7 @@ from typing import Any
 from minialign.commands.cli import OneLineParser, add_flags, join
 from minialign.commands.config_file import flags_in
 from minialign.commands.session import prepare, run_job
-from minialign.data.knobs import config_from_flags, require
+from minialign.data.knobs import config_from_flags, flags_of, require
 from minialign.data.records import DEMONSTRATIONS, EDITS, FEEDBACK
 from minialign.methods.cards import CARDS, FLAGS, Card, card_of, method_names
 from minialign.training.knobs import TrainOptions
@@ -17,7 +17,7 @@ PROGRAM = "train.py"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
     *("method", "demos", "data", "feedback", "out", "model", "prompt"),
-    *("resume", "overwrite", "inspect"),
+    *("resume", "continue", "overwrite", "inspect"),
 )
 
 
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:
             "demos" not in parser.typed, f"{file}: --demos names a file already: give one of them"
         )
         given["demos"] = file
-    names = TrainOptions.__dataclass_fields__
+    names = {flag.name for flag in flags_of(TrainOptions)}
     options = config_from_flags(TrainOptions(), {k: v for k, v in given.items() if k in names})
     require(
         bool(options.prompt.strip()) or "prompt" not in given,
@@ -87,12 +87,13 @@ def _without_swept(options: TrainOptions, knobs: dict[str, Any], typed: set[str]
 def _peek(arguments: list[str]) -> Card:
     """Decides from the raw arguments whose knobs are meant, because the flags depend on it.
 
-    A resumed run is looked up in its record.
+    A run that goes on is looked up in its record.
     """
     from minialign.training.folder import read_run_record, source_of
 
     peek = OneLineParser(PROGRAM, DESCRIPTION)
-    for name in ("--method", "--data", "--votes", "--edits", "--feedback", "--resume", "--config"):
+    flags = ("--method", "--data", "--votes", "--edits", "--feedback")
+    for name in (*flags, "--resume", "--continue", "--config"):
         peek.add_argument(name, default="")
     found, _ = peek.parse_known_args(
         [a for a in arguments if a not in ("-h", "--help", "--help-all")]
@@ -100,8 +101,8 @@ def _peek(arguments: list[str]) -> Card:
     seen = {name: value for name, value in vars(found).items() if value}
     if "config" in seen:
         seen = flags_in(Path(seen["config"]), seen) | seen
-    if "resume" in seen:
-        record = read_run_record(seen["resume"])
+    if before := seen.get("resume") or seen.get("continue"):
+        record = read_run_record(before)
         return card_of(record["options"].get("method", ""), source_of(record))
     fed = any(seen.get(name) for name in ("data", "votes", "feedback"))
     source = FEEDBACK if fed else DEMONSTRATIONS

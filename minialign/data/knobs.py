@@ -59,7 +59,9 @@ def flags_of(
             nested = typing.cast(type, kind)
             yield from flags_of(nested, field.metadata["prefix"], place, subject)
         else:
-            yield Flag(prefix + field.name, place, kind, field.metadata["help"], subject)
+            # Python keeps some words for itself: the field `continue_` is the flag `continue`.
+            name = prefix + field.name.rstrip("_")
+            yield Flag(name, place, kind, field.metadata["help"], subject)
 
 
 def config_from_flags(base: T, given: dict[str, Any]) -> T:

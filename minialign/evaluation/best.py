@@ -79,7 +79,41 @@ def fit_judge(
     return PanelJudge.fit(own, [base, other_texts("")], seed=seed)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was found of each answer to one prompt; `whole` ended by themselves, and are new."""
+
+    style: list[float]
+    surprise: list[float]
+    whole: set[int]
+    can_judge: bool
+
+    def best(self, places: Sequence[int]) -> Pick:
+        """Of these answers; where none is whole, of all of them."""
+        whole = [place for place in places if place in self.whole] or places
+        eligible = _fluent(whole, self.surprise)
+        best = max(eligible, key=self.style.__getitem__) if self.can_judge else eligible[0]
+        return Pick(best, self.style, self.surprise, sorted(eligible), self.can_judge)
+
+
 @torch.no_grad()
+def measure(
+    model: CausalLM,
+    judge: PanelJudge,
+    learned: Sequence[Demonstration],
+    prompt_ids: Sequence[int],
+    answers: Sequence[Completion],
+) -> Measured:
+    style = judge.scores([answer.text for answer in answers]).tolist()
+    read = [Example(tuple(prompt_ids), answer.ids) for answer in answers]
+    with reference_policy(model, None):
+        total = scores(model, read, MICRO_BATCH).tolist()
+    surprise = [-t / max(1, len(a.ids)) for t, a in zip(total, answers, strict=True)]
+    texts = [d.completion for d in learned]
+    whole = {place for place, answer in enumerate(answers) if _is_whole(answer, texts)}
+    return Measured(style, surprise, whole, judge.can_judge)
+
+
 def pick(
     model: CausalLM,
     judge: PanelJudge,
@@ -88,26 +122,13 @@ def pick(
     answers: Sequence[Completion],
 ) -> Pick:
     """The best of at least two answers to one prompt."""
-    style = judge.scores([answer.text for answer in answers]).tolist()
-    read = [Example(tuple(prompt_ids), answer.ids) for answer in answers]
-    with reference_policy(model, None):
-        total = scores(model, read, MICRO_BATCH).tolist()
-    surprise = [-t / max(1, len(a.ids)) for t, a in zip(total, answers, strict=True)]
-    eligible = _fluent(_whole(answers, [d.completion for d in learned]), surprise)
-    best = max(eligible, key=style.__getitem__) if judge.can_judge else eligible[0]
-    return Pick(best, style, surprise, sorted(eligible), judge.can_judge)
+    return measure(model, judge, learned, prompt_ids, answers).best(range(len(answers)))
 
 
-def _whole(answers: Sequence[Completion], learned: Sequence[str]) -> list[int]:
-    """Those that ended by themselves and are the model's own; all, where none is."""
-    found = [
-        place
-        for place, answer in enumerate(answers)
-        if answer.finish_reason == "stop"
-        and answer.text.strip()
-        and copied_share(answer.text, learned) < MOST_COPIED
-    ]
-    return found or list(range(len(answers)))
+def _is_whole(answer: Completion, learned: Sequence[str]) -> bool:
+    """Whether it ended by itself and is the model's own."""
+    ended = answer.finish_reason == "stop" and bool(answer.text.strip())
+    return ended and copied_share(answer.text, learned) < MOST_COPIED
 
 
 def _fluent(places: Sequence[int], surprise: Sequence[float]) -> list[int]:

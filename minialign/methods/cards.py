@@ -3,8 +3,10 @@
 A card says what a method learns from, which knobs it has and which of them it fixes or never reads,
 its stages in their order, and which curves its report shows. The method's file, `module`, offers
 `train(model, lessons, knobs, run)` and `work(lessons, knobs, tokens)`; lessons.py says what these
-are handed. From the two come the flags, the checks, the plan, the resume order, the sweep, the
-report and the contestants: no other file compares with a method's name.
+are handed. Where a finished run can be continued, it offers `prolonged(knobs)`, `work_of_more`
+(as `work`) and `take_over(model, lessons, knobs, run, finished)` too. From these come the flags,
+the checks, the plan, the resume order, the sweep, the report and the contestants: no other file
+compares with a method's name.
 
 A new method is a file beside this one and a card in CARDS (or `register`, from outside).
 
@@ -45,6 +47,7 @@ from minialign.methods.knobs import (
     DittoConfig,
     MethodKnobs,
 )
+from minialign.methods.steering_knobs import STEERING_RECIPES
 
 __all__ = ["UNSEEN", "Card", "Curve", "Overlay", "PairKind", "Stage"]
 FLAGS = {DEMONSTRATIONS: "--demos", FEEDBACK: "--data", PAIRS: "--data", EDITS: "--edits"}
@@ -65,6 +68,7 @@ class Card:
     unread: tuple[str, ...] = ()  # flags of knobs that it never looks at
     scoped: bool = False  # whether it needs prompts outside the scope as well
     starts_from_adapter: bool = False  # whether --init-adapter is for it
+    continues: bool = False  # whether --continue is for it
     color: int = 5
 
     @property
@@ -145,6 +149,7 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         recipes=RECIPES,
         stages=(SFT, _preferences("ditto", "DITTO")),
         module="minialign.methods.ditto",
+        continues=True,
         color=2,
     ),
     Card(
@@ -187,6 +192,16 @@ CARDS: list[Card] = [  # the first one of a source is its usual method
         stages=(_distilled("sdft", "SDFT"),),
         module="minialign.methods.sdft",
         color=6,
+    ),
+    Card(
+        name="stylevector",
+        title="StyleVector",
+        help="a vector that is added in the middle of the model; nothing is trained",
+        learns_from=(DEMONSTRATIONS,),
+        recipes=STEERING_RECIPES,
+        stages=(Stage("stylevector", "StyleVector", sft_curves, lambda knobs, source: ()),),
+        module="minialign.methods.stylevector",
+        color=3,
     ),
     _from_feedback(
         "c3po",

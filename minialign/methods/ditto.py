@@ -28,11 +28,13 @@ import dataclasses
 import random
 from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from minialign.data.files import read_jsonl
 from minialign.data.records import Example
 from minialign.losses import dpo_loss, sft_loss
 from minialign.methods.anchors import Anchors
@@ -45,15 +47,21 @@ from minialign.methods.sft import Demonstrated, tokens_in_flight
 from minialign.methods.sft import train as train_sft
 from minialign.methods.sft import work as sft_work
 from minialign.model.transformer import CausalLM
-from minialign.policy.adapters import copy_adapter, trainable_parameters
+from minialign.policy.adapters import (
+    copy_adapter,
+    remove_adapter,
+    train_only,
+    trainable_parameters,
+)
 from minialign.policy.measure import nats_per_token, rollout_gap
 from minialign.policy.packing import distinct_tokens, micro_batches
-from minialign.policy.peft import adapter_state, load_adapter_state
+from minialign.policy.peft import adapter_state, load_adapter, load_adapter_state
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.sample import Completion
 from minialign.policy.score import score
 from minialign.training import ranks
 from minialign.training.collapse import answer_figures
+from minialign.training.folder import STAGE_ADAPTER, lines_of_stages
 from minialign.training.optimizer import Optimizer, constant_with_warmup
 from minialign.training.rollouts import rollouts
 from minialign.training.run import Run
@@ -65,6 +73,8 @@ ADAPTER = "ditto"
 FOLLOWER = "reference"
 SAMPLES = "samples.jsonl"
 OFF_POLICY = "rollouts/nats_from_policy"
+# An adapter of a run that is continued, until its numbers are taken over.
+FINISHED = "finished"
 
 
 def train(
@@ -281,6 +291,52 @@ def _summary(pool: ComparisonPool, metrics: dict[str, float]) -> str:
         f"{len(answers)} answers, {ended} of them ended by themselves{written}; "
         f"loss {metrics['loss']:.2f}, margin {margin:.2f}"
     )
+
+
+# ---- a finished run that learns from more demonstrations ----
+
+
+def prolonged(knobs: DittoConfig) -> DittoConfig:
+    """With one round more."""
+    return dataclasses.replace(knobs, max_steps=(knobs.rounds + 1) * knobs.resample_every)
+
+
+def take_over(
+    model: CausalLM, lessons: Demonstrated, knobs: DittoConfig, run: Run, finished: Path
+) -> None:
+    """Begins `run` where the run in the folder `finished` ended, for `train` to go on from there.
+
+    Adapters, samples and what the reference says of them are taken over, and the lines of metrics;
+    the moments of the optimizer were not kept. The last round of `knobs` is still to come.
+    """
+    copy_adapter(model, SFT, ADAPTER)
+    for name, folder in ((SFT, f"{STAGE_ADAPTER}{SFT}"), (ADAPTER, "adapter")):
+        load_adapter(model, finished / folder, FINISHED)
+        load_adapter_state(model, name, adapter_state(model, FINISHED), str(finished))
+    remove_adapter(model, FINISHED)
+    train_only(model, SFT)
+    pool, reference = ComparisonPool(lessons.train), ReferenceScores(model, SFT)
+    lines = [line for _, line in read_jsonl(finished / SAMPLES)]
+    reference.known.update(pool.load_records(lines))
+    first = knobs.max_steps - knobs.resample_every
+    # A run may have ended before its last round.
+    while len(pool.rounds) < first // knobs.resample_every:
+        pool.add_round([[] for _ in lessons.train])
+    run.begin_at(
+        ADAPTER,
+        first,
+        Parts(model, pool=pool, reference=reference),
+        lines_of_stages(finished),
+    )
+
+
+def work_of_more(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
+    """`work` of the round that is still to come."""
+    sft = dataclasses.replace(knobs.sft, max_steps=0)
+    found = work(
+        lessons, dataclasses.replace(knobs, sft=sft, max_steps=knobs.resample_every), tokens
+    )
+    return dataclasses.replace(found, stages=found.stages[1:])
 
 
 def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int, title: str = "DITTO") -> Work:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -155,6 +156,25 @@ class ComparisonPool:
         )
         for counts in rows_of(state["counts"], state["groups"]):
             self.add_round([[next(samples) for _ in range(count)] for count in counts])
+
+    def load_records(self, lines: Iterable[dict[str, Any]]) -> dict[Example, float]:
+        """Takes over the rounds of `records`; returns what the reference says of their samples.
+
+        Demonstrations that the lines do not know, the last ones, have no samples in these rounds.
+        """
+        rounds: list[list[list[Completion]]] = []
+        known: dict[Example, float] = {}
+        for line in lines:
+            ids, place = tuple(line["ids"]), line["demonstration"]
+            while len(rounds) <= line["round"]:
+                rounds.append([[] for _ in self.demonstrations])
+            completion = Completion(line["text"], ids, line["logprob"], line["finish_reason"])
+            rounds[line["round"]][place].append(completion)
+            if line["reference_logp"] is not None:
+                known[Example(self.demonstrations[place].prompt_ids, ids)] = line["reference_logp"]
+        for groups in rounds:
+            self.add_round(groups)
+        return known
 
     def records(
         self, reference: ReferenceScores, tokenizer: Tokenizer | None

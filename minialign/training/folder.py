@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minialign.data.files import (
     PARTIAL,
     read_json,
+    read_text,
     replace_text,
     replace_whole,
     require_fields,
@@ -216,6 +217,12 @@ def is_finished(folder: Path) -> bool:
     """Whether all was written: the state, which `--resume` needs, is removed at the very end."""
     result = folder / "adapter" / "adapter_config.json"
     return result.exists() and not state_file(folder).exists()
+
+
+def lines_of_stages(folder: Path) -> str:
+    """The lines of metrics that a finished run's stages wrote, without the one that ends it."""
+    lines = read_text(folder / METRICS).splitlines(keepends=True)
+    return "".join(line for line in lines if json.loads(line)["stage"] != "done")
 
 
 def read_run_record(folder: str | Path) -> dict[str, Any]:

@@ -107,6 +107,11 @@ class TrainOptions:
         "their own in --out; A:B=1:2,3:4 pairs the values of two knobs",
     )
     resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
+    continue_: str = knob(
+        "",
+        "a finished run that learns from more demonstrations, those of --demos: a round more, from "
+        "its adapters, samples and knobs, in a folder of its own; the run itself is only read",
+    )
     overwrite: bool = knob(False, "replace the run that --out holds")
     inspect: bool = knob(
         False, "print a demonstration's or pair's exact tokens, which are trained on, and exit"

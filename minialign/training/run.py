@@ -145,6 +145,18 @@ class Run:
             run.guard.see_again(line)
         return run
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was done yet, in this process or before it."""
+        return self._resumed is None
+
+    def begin_at(self, stage: str, step: int, parts: Parts, metrics: str) -> None:
+        """Makes this a run that was interrupted at `step`; `metrics` are its lines so far."""
+        self._metrics = metrics
+        self._save_state(stage, step, parts)
+        self._resumed = SavedState(state_file(self.folder))
+        replace_text(self.folder / METRICS, metrics)
+
     # ---- randomness ----
 
     def derive_seed(self, purpose: str, number: int) -> int:

@@ -235,7 +235,7 @@ def _by_flag(nested: Json, names: dict[tuple[str, ...], str], *path: str) -> dic
             found |= _by_flag(value, names, *place)
         else:
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-            found[names.get(place, "_".join(place))] = text
+            found[names.get(place, "_".join(place).rstrip("_"))] = text
     return found
 
 
