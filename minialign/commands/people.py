@@ -4,17 +4,21 @@
 
 A folder is called as the person's file is. The adapters are those of separate runs with the same
 seed. The same command goes on where it was interrupted: who is finished is not trained again.
+Several processes share the people out, and each trains its own alone:
+
+    torchrun --nproc-per-node 2 train.py --method ditto --demos people/*.jsonl --out runs/people
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minialign.commands.job import Job, check_method
-from minialign.commands.sweep import planned, run_all, summary
+from minialign.commands.sweep import is_finished, planned, run_all, summary
 from minialign.data.knobs import require
 from minialign.errors import InputError
 from minialign.training.knobs import TrainOptions
@@ -30,8 +34,16 @@ def run_people(files: Sequence[str], options: TrainOptions, given: dict[str, Any
     require(bool(options.out), "--demos names several files: give --out, the folder of their runs")
     check_method(options, given)
     folders = {Path(options.out) / name: file for name, file in people(files).items()}
-    run_all(_checked(folders, options, given))
-    print(f"\n{summary([*folders])}")
+    run_all(_checked(dealt(folders), options, given))
+    # The last of several processes shows everybody.
+    if all(map(is_finished, folders)):
+        print(f"\n{summary([*folders])}")
+
+
+def dealt(folders: dict[Path, str]) -> dict[Path, str]:
+    """Those of this process: under torchrun each trains some of the people, by itself."""
+    place, processes = (int(os.environ.get(*said)) for said in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    return dict([*folders.items()][place::processes])
 
 
 def people(files: Sequence[str]) -> dict[str, str]:

@@ -134,6 +134,22 @@ def test_what_is_finished_is_skipped_and_what_was_cut_short_goes_on(
     assert "=== run" not in learn(place, "runs/cut", *FILES).out
 
 
+def test_several_processes_share_the_people_out(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    first = learn(place, "runs/dealt", *FILES, method="sft")
+    assert first.code == 0, first.err
+    assert not first.out.splitlines()[-1].startswith("cy")
+    root = place / "runs" / "dealt"
+    assert sorted(folder.name for folder in root.iterdir()) == ["ada", "cy"]
+    monkeypatch.setenv("RANK", "1")
+    last = learn(place, "runs/dealt", *FILES, method="sft")
+    assert last.code == 0 and "run 1 of 1: bo" in last.out, last.err
+    assert [row.split()[0] for row in last.out.splitlines()[-3:]] == [*NAMES]
+
+
 def test_memory_does_not_grow_with_people(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held, run_job = [], session.run_job
 
