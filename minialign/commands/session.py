@@ -27,12 +27,21 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from minialign.commands.job import Job
+    from minialign.commands.plan import Speed
     from minialign.model.transformer import CausalLM
     from minialign.policy.sample import Completion
     from minialign.training.run import Run
 
 
-def run_job(job: Job, again: str = "") -> None:
+@dataclass
+class Base:
+    """A frozen model for several runs, one after the other; the first one loads and times it."""
+
+    model: CausalLM | None = None
+    speed: Speed | None = None
+
+
+def run_job(job: Job, again: str = "", base: Base | None = None) -> None:
     """What train.py shows. `again` is the command that goes on after Ctrl-C, if not --resume."""
     if job.options.inspect:
         from minialign.commands.inspect import inspect
@@ -43,7 +52,7 @@ def run_job(job: Job, again: str = "") -> None:
     from minialign.training.run import end_at_once, stoppers_call
 
     with stoppers_call(end_at_once):
-        session = load(job)
+        session = load(job, base)
     session.again = again or session.again
     train(session)
     if not ranks.is_first():
@@ -125,21 +134,20 @@ class Session:
     again: str
 
 
-def load(job: Job) -> Session:
+def load(job: Job, base: Base | None = None) -> Session:
     """The base model with the adapter to train; says what will happen, and opens the folder."""
     from minialign.commands.bounds import check_time
     from minialign.commands.plan import Speed, describe
     from minialign.training import ranks
-    from minialign.weights.load import load_for
 
-    how = job.dtype, job.device, job.base_dtype
-    model = load_for(job.options.model, job.checkpoint, job.tokenizer, *how)
-    model.revision = job.options.revision or None
-    model.set_activation_checkpointing(job.options.activation_checkpointing)
+    base = base or Base()
+    model = base.model = _bare(base.model) if base.model else _loaded(job)
     _add_adapter(model, job)
     # All refusals come before this.
-    print("timing a few steps ...", file=sys.stderr, flush=True)
-    speed = Speed.measured(model, job.work)
+    if base.speed is None:
+        print("timing a few steps ...", file=sys.stderr, flush=True)
+        base.speed = Speed.measured(model, job.work)
+    speed = base.speed
     check_time(job, speed)
     print(describe(model, job, speed), flush=True)
     if job.asks and ranks.is_first() and input("train? [Y/n] ").strip().lower() in ("n", "no"):
@@ -147,6 +155,27 @@ def load(job: Job) -> Session:
     before = answer(model, job, None)
     again = f"{ranks.launcher()} train.py --resume {shlex.quote(str(job.out))}"
     return Session(job, model, *open_run(job), before, again)
+
+
+def _loaded(job: Job) -> CausalLM:
+    from minialign.weights.load import load_for
+
+    how = job.dtype, job.device, job.base_dtype
+    model = load_for(job.options.model, job.checkpoint, job.tokenizer, *how)
+    model.revision = job.options.revision or None
+    model.set_activation_checkpointing(job.options.activation_checkpointing)
+    return model
+
+
+def _bare(model: CausalLM) -> CausalLM:
+    """A model as it was loaded: without the adapters of an earlier run."""
+    from minialign.policy.adapters import adapter_names, remove_adapter
+    from minialign.training.memory import release_memory
+
+    for name in adapter_names(model):
+        remove_adapter(model, name)
+    release_memory()
+    return model
 
 
 def _add_adapter(model: CausalLM, job: Job) -> None:

@@ -44,6 +44,7 @@ SHOWN = (
     ("eval/nll/near", "nll near"),
     ("eval/kl/out", "kl out"),
     ("eval/kl/near", "kl near"),
+    ("seconds", "seconds"),
 )
 
 # Options that may differ between two calls of one sweep: where and how it runs. The recipe is told
@@ -73,25 +74,32 @@ def run_sweep(options: TrainOptions, given: dict[str, Any]) -> None:
     if options.feedback:
         options = session.with_data(options, given | points[0])
     folders = [Path(options.out) / folder_name(point) for point in points]
-    planned = zip(points, folders, strict=True)
-    jobs = [job for point, folder in planned if (job := _planned(options, given | point, folder))]
-    # A person who asks for many runs is not asked before each.
-    jobs = [dataclasses.replace(job, asks=False) for job in jobs]
-    for job in jobs:
-        # Checked: nothing but a run is in there.
-        if job.options.overwrite and job.out.exists():
-            shutil.rmtree(job.out)
-    # After an interruption what is finished stays, also where the sweep began with --overwrite.
-    same = shlex.join(part for part in sys.argv if part != "--overwrite")
-    for number, job in enumerate(jobs):
-        print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
-        session.run_job(job, again=f"python {same}")
+    wanted = zip(points, folders, strict=True)
+    run_all([planned(options, given | point, folder) for point, folder in wanted])
     print(f"\n{summary(folders)}\n")
     print(f"on one page: {write_comparison(folders, Path(options.out) / 'comparison.html')}")
 
 
-def _planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job | None:
-    """The run of one point: a new one, one that goes on, or None where it is finished."""
+def run_all(runs: Sequence[Job | None]) -> None:
+    """Those that are not finished, one after the other over one loaded model."""
+    # A person who asks for many runs is not asked before each.
+    jobs = [dataclasses.replace(job, asks=False) for job in runs if job]
+    for job in jobs:
+        # Read from the same files: one is enough.
+        job.tokenizer.backend = jobs[0].tokenizer.backend
+        # Checked: nothing but a run is in there.
+        if job.options.overwrite and job.out.exists():
+            shutil.rmtree(job.out)
+    # After an interruption what is finished stays, also where they began with --overwrite.
+    same = shlex.join(part for part in sys.argv if part != "--overwrite")
+    base = session.Base()
+    for number, job in enumerate(jobs):
+        print(f"=== run {number + 1} of {len(jobs)}: {job.out.name} ===", flush=True)
+        session.run_job(job, f"python {same}", base)
+
+
+def planned(options: TrainOptions, given: dict[str, Any], folder: Path) -> Job | None:
+    """A run in a folder of its own: a new one, one that goes on, or None where it is finished."""
     own = dataclasses.replace(options, sweep=(), out=str(folder))
     if (folder / "config.json").exists() and not options.overwrite:
         # With inspect it is prepared beside what is there.
@@ -203,6 +211,7 @@ def summary(folders: Sequence[Path]) -> str:
             last |= {k: v for k, v in json.loads(line).items() if v is not None}
         if KEPT_UNSEEN in last:
             last[UNSEEN] = last[KEPT_UNSEEN]
+        last |= {"seconds": sum(last["seconds"].values())} if "seconds" in last else {}
         rows.append((folder.name, last))
     shown = [(key, title) for key, title in SHOWN if any(key in last for _, last in rows)]
     width = max(len(name) for name, _ in rows) + 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ FIRST = (
 
 
 def main(arguments: list[str]) -> None:
-    """One run, or those of a sweep."""
-    join()
+    """One run, those of a sweep, or one for each of several people."""
+    files, arguments = several_demos(arguments)
+    if not files:
+        join()
     options, given = parse(arguments)
+    if files:
+        from minialign.commands.people import run_people
+
+        run_people(files, options, given)
+        return
     if options.sweep and not options.resume:
         from minialign.commands.sweep import run_sweep
 
@@ -39,6 +47,15 @@ def main(arguments: list[str]) -> None:
 
 
 # ---- flags ----
+
+
+def several_demos(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The files behind --demos, if there are several, and the arguments with the first alone."""
+    start = arguments.index("--demos") + 1 if "--demos" in arguments else len(arguments)
+    files = list(itertools.takewhile(lambda word: word[:1] != "-", arguments[start:]))
+    if len(files) < 2:
+        return [], arguments
+    return files, [*arguments[: start + 1], *arguments[start + len(files) :]]
 
 
 def parse(arguments: list[str]) -> tuple[TrainOptions, dict[str, Any]]:

@@ -21,7 +21,8 @@ class TrainOptions:
     demos: str = knob(
         "",
         "demonstrations, JSON Lines of {prompt, completion} or {messages}; or a mailbox, texts or "
-        "a table, of which such a file is made first: minialign import has more to choose",
+        "a table, of which such a file is made first: minialign import has more to choose; several "
+        "files are several people, a run each below --out",
     )
     test: str = knob(
         "", "held-out demonstrations; by default NAME_test.jsonl beside --demos, if it is there"
