@@ -3,6 +3,7 @@
 # make test        set up, then run the tests
 # make check       set up, then lint, types and tests
 # make bench       set up with the peers, then measure side by side (two hours)
+# make bench-gpu   set up with the peers, then check and measure a GPU
 # make help        these lines
 # make clean       remove what was set up
 
@@ -16,7 +17,7 @@ fetch = -$(BIN)/python -m minialign fetch
 # What the default is without a GPU: the demonstration is the same everywhere.
 SMALL = --model smollm2-135m-instruct --recipe laptop
 
-.PHONY: help demo demo-c3po test check bench clean
+.PHONY: help demo demo-c3po test check bench bench-gpu clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -42,6 +43,9 @@ check: $(VENV)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m minialign fetch
 	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: $(VENV)/.bench
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from minialign.commands.job import Job
-from minialign.commands.plan import Speed, duration, memory_bytes
+from minialign.commands.needs import memory_of
+from minialign.commands.plan import Speed, duration
 from minialign.data.knobs import config_from_flags, flags_of, value_at
 from minialign.errors import InputError
-from minialign.model.transformer import CausalLM
+from minialign.model.transformer import CausalLM, RMSNorm
 from minialign.policy.adapters import apply_lora
 from minialign.training.knobs import TrainOptions
 from minialign.training.memory import total_bytes
@@ -29,7 +30,7 @@ def check_memory(job: Job) -> None:
     """Raises InputError where the run needs more memory than there is. Loads no model."""
 
     def needed(job: Job) -> float:
-        return memory_bytes(_outline(job), job) + job.work.written * WRITTEN_BYTES
+        return memory_of(outline(job), job).total + job.work.written * WRITTEN_BYTES
 
     there = total_bytes(job.device)
     if (wanted := needed(job)) > there:
@@ -48,10 +49,14 @@ def check_time(job: Job, speed: Speed) -> None:
         )
 
 
-def _outline(job: Job) -> CausalLM:
+def outline(job: Job) -> CausalLM:
     """The model with its adapter, of shapes alone: it holds no memory."""
     with torch.device("meta"):
         model = CausalLM(read_model_config(job.checkpoint)).to(job.dtype)
+        # On a processor only the products are of a half type.
+        for module in model.modules() if job.device.type == "cpu" else ():
+            if isinstance(module, RMSNorm):
+                module.float()
         apply_lora(model.requires_grad_(False), job.knobs.lora)
     return model
 
@@ -75,14 +80,14 @@ def _with_usual(job: Job) -> Iterator[tuple[str, Job]]:
             # Some knobs go together, such as fractions that add up to 1.
             except InputError:
                 continue
-            yield flag.name, _planned(job, knobs=knobs)
+            yield flag.name, replanned(job, knobs=knobs)
     tokens = TrainOptions().micro_batch_tokens
     if job.options.micro_batch_tokens != tokens:
         options = dataclasses.replace(job.options, micro_batch_tokens=tokens)
-        yield "micro_batch_tokens", _planned(job, options=options)
+        yield "micro_batch_tokens", replanned(job, options=options)
 
 
-def _planned(job: Job, **changes: object) -> Job:
+def replanned(job: Job, **changes: object) -> Job:
     changed = dataclasses.replace(job, **changes)  # type: ignore[arg-type]
     tokens = changed.options.micro_batch_tokens
     return dataclasses.replace(changed, work=job.method.work(job.lessons, changed.knobs, tokens))

@@ -9,26 +9,18 @@ import time
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 
-import torch
-
 from minialign.commands.job import Job
+from minialign.commands.needs import memory_of
 from minialign.data.records import Example
-from minialign.fused import CHUNK_BYTES
 from minialign.methods.lessons import Work
-from minialign.model.config import ModelConfig
-from minialign.model.transformer import CausalLM, Checkpointing
-from minialign.policy.adapters import lora_layers, trainable_parameters
-from minialign.policy.knobs import LoRAConfig, SamplingConfig
-from minialign.policy.sample import cache_bytes, cache_rows, sample
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import trainable_parameters
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.sample import sample
 from minialign.policy.score import score
-from minialign.weights.devices import pick_precision
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
-# What an allocator holds, next to what is in use; measured on Linux (benchmarks/speed.md).
-WASTE = 1.15
-# Python, PyTorch, and what oneDNN keeps.
-PROCESS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -98,74 +90,11 @@ def _sampling_speed(model: CausalLM, work: Work, rows: int) -> float:
     return rows * PROBE_STEPS / max(1e-6, times[1] - times[0])
 
 
-def memory_bytes(model: CausalLM, job: Job) -> int:
-    """What is held at the same time, at most.
-
-    Weights; adapters (the policy with its gradient and two moments, and references); one
-    micro-batch of activations or what the sampler holds, whichever is larger; a chunk of logits and
-    its softmax; and what the process takes besides.
-    """
-    work = job.work
-    weights = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
-    adapters = (4 + work.references) * 4 * sum(p.numel() for p in trainable_parameters(model))
-    activations = activation_bytes(
-        model.config,
-        job.knobs.lora,
-        model.stream_dtype.itemsize,
-        work.largest,
-        job.options.activation_checkpointing,
-    )
-    on_cpu = job.device.type == "cpu"
-    writing = _writing_bytes(model, work, weights, on_cpu) if work.written else 0
-    return weights + adapters + _with_process(on_cpu, max(activations, writing))
-
-
-def _writing_bytes(model: CausalLM, work: Work, weights: int, on_cpu: bool) -> int:
-    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones."""
-    held = cache_rows(model, work.longest, work.samples, work.sampling)
-    held *= cache_bytes(model, work.longest)
-    layers = lora_layers(model).values()
-    if model.dtype == torch.float32:
-        held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-    if not on_cpu:
-        return held
-    width, name = model.config.hidden_size, work.sampling.rollout_dtype
-    precision = pick_precision(name, torch.device("cpu"), width)
-    bytes_each = {"model": model.dtype.itemsize, "float32": 4, "bfloat16": 2, "int8": 1}
-    return held + bytes_each[precision] * weights // model.dtype.itemsize
-
-
-def _with_process(on_cpu: bool, held: int) -> int:
-    """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
-    if not on_cpu:
-        return held + 2 * CHUNK_BYTES
-    return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
-
-
-def activation_bytes(
-    config: ModelConfig, lora: LoRAConfig, size: int, tokens: int, mode: Checkpointing
-) -> int:
-    """What the backward pass keeps: the inputs of all that is not a frozen matrix."""
-    hidden, width = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    kept = 2 * hidden + 2 * queries + 2 * keys + 2 * width
-    if mode == "none":
-        kept += 2 * hidden + width
-    targets = set(lora.target_modules)
-    inputs = hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + ("o_proj" in targets))
-    inputs += hidden * bool(targets & {"gate_proj", "up_proj"}) + width * ("down_proj" in targets)
-    layer = kept * size + 4 * (inputs + lora.rank * len(targets))
-    if mode == "full":
-        return tokens * (layer + config.num_hidden_layers * hidden * size)
-    return tokens * layer * config.num_hidden_layers
-
-
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     """The first lines of a run: what will happen to what, and what it costs."""
     seconds, gigabytes = (
         duration(speed.seconds(job.work, job.preview_tokens)),
-        memory_bytes(model, job) / 1e9,
+        memory_of(model, job).total / 1e9,
     )
     rows = [
         *_model_rows(model, job),

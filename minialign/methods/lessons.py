@@ -53,6 +53,8 @@ class Work:
     samples: int = 0
     longest: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    # in flight at a time where the adapter drops some of its inputs
+    dropped: int = 0
     # adapters that are held besides the one that is trained
     references: int = 0
     # rows of the plan, and its words for the counts
