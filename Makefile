@@ -4,6 +4,7 @@
 # make test-oldest the same, with the oldest versions that are admitted
 # make check       set up, then lint, types and tests
 # make bench       set up with the peers, then measure side by side (two hours)
+# make bench-gpu   set up with the peers, then check and measure a GPU
 # make help        these lines
 # make clean       remove what was set up
 
@@ -18,7 +19,7 @@ fetch = -$(BIN)/python -m minialign fetch
 # What the default is without a GPU: the demonstration is the same everywhere.
 SMALL = --model smollm2-135m-instruct --recipe laptop
 
-.PHONY: help demo demo-c3po test test-oldest check bench clean
+.PHONY: help demo demo-c3po test test-oldest check bench bench-gpu clean
 
 # Nothing is installed but wheels, and none but those whose hashes constraints.txt has.
 WHEELS = install --quiet --only-binary=:all:
@@ -70,6 +71,9 @@ test-oldest: $(OLDEST)/.test
 bench: $(VENV)/.bench
 	$(BIN)/python -m minialign fetch
 	$(BIN)/python benchmarks/speed.py
+
+bench-gpu: $(VENV)/.bench
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache *.egg-info

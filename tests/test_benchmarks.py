@@ -264,3 +264,58 @@ def test_own_folders_of_feedback_come_to_one_table_of_their_own(
         file.write('{"prompt": "new", "baseline": "b", "split": "train"}\n')
     c3po.main()
     assert asked[count:] == ["train.py", "evaluate.py"] * 2
+
+
+# ---- memory, and a GPU ----
+
+
+def test_the_page_on_memory_shows_the_committed_results() -> None:
+    memory = load("memory")
+    found = json.loads(memory.RESULTS.read_text())
+    assert memory.table(found) in memory.PAGE.read_text()
+    assert {*found} <= {asked.name for asked in memory.CONFIGURATIONS}
+
+
+def test_what_was_planned_lies_within_a_tenth_of_what_was_measured() -> None:
+    memory = load("memory")
+    for name, one in json.loads(memory.RESULTS.read_text()).items():
+        assert one["planned"] == pytest.approx(one["measured"], rel=0.1), name
+
+
+@pytest.mark.parametrize("index", [0, 6, 9])
+def test_the_plan_is_still_the_one_that_was_measured(index: int, tmp_path: Path) -> None:
+    """A formula that is changed asks for new measurements."""
+    memory = load("memory")
+    asked = memory.CONFIGURATIONS[index]
+    job, parts = memory.planned(memory.write_texts(asked, tmp_path))
+    assert vars(parts) == json.loads(memory.RESULTS.read_text())[asked.name]["parts"]
+    assert job.work.largest == json.loads(memory.RESULTS.read_text())[asked.name]["tokens"]
+
+
+def test_without_a_gpu_its_benchmark_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert load("gpu").main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "no GPU" in err
+
+
+def test_the_gpu_s_benchmark_runs_as_a_toy_on_a_processor(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = load("gpu")
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    assert gpu.main(["--device", "cpu", "--tiny"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parity"]["holds"] and found["parity"]["resumed_adapter_differs_by"] == 0
+    assert (
+        found["speed"]["share_of_rate_dpo"] > 0 and found["speed"]["share_of_bandwidth_1_row"] > 0
+    )
+    assert found["paper"]["paper_seconds"] > 0 and found["paper"]["planned"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parity_that_does_not_hold_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = load("gpu")
+    monkeypatch.setattr(gpu, "measure", lambda *_: {"parity": {"holds": False}})
+    assert gpu.main(["--device", "cpu", "--tiny"]) == 1

@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 import torch
 
 from minialign.commands.job import Job
-from minialign.commands.plan import Speed, duration, memory_bytes
+from minialign.commands.needs import memory_of
+from minialign.commands.plan import Speed, duration
 from minialign.data.knobs import config_from_flags, flags_of, value_at
 from minialign.errors import InputError
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
 from minialign.training.knobs import TrainOptions, seconds_of
+from minialign.weights import holding
 from minialign.weights.devices import total_bytes
-from minialign.weights.holding import outline
 from minialign.weights.load import read_model_config
 
 LONGEST_SECONDS = 30 * 86400
@@ -30,7 +31,7 @@ def check_memory(job: Job) -> None:
     """Raises InputError where the run needs more memory than there is. Loads no model."""
 
     def needed(job: Job) -> float:
-        return memory_bytes(_outline(job), job) + job.work.written * WRITTEN_BYTES
+        return memory_of(outline(job), job).total + job.work.written * WRITTEN_BYTES
 
     there = total_bytes(job.device)
     if (wanted := needed(job)) > there:
@@ -50,9 +51,10 @@ def check_time(job: Job, speed: Speed) -> None:
         )
 
 
-def _outline(job: Job) -> CausalLM:
+def outline(job: Job) -> CausalLM:
     """The model with its adapter, of shapes alone: it holds no memory."""
-    model = outline(read_model_config(job.checkpoint), job.dtype, job.base_dtype)
+    config = read_model_config(job.checkpoint)
+    model = holding.outline(config, job.dtype, job.base_dtype)
     with torch.device("meta"):
         apply_lora(model, job.knobs.lora)
     return model
@@ -77,14 +79,14 @@ def _with_usual(job: Job) -> Iterator[tuple[str, Job]]:
             # Some knobs go together, such as fractions that add up to 1.
             except InputError:
                 continue
-            yield flag.name, _planned(job, knobs=knobs)
+            yield flag.name, replanned(job, knobs=knobs)
     tokens = TrainOptions().micro_batch_tokens
     if job.options.micro_batch_tokens != tokens:
         options = dataclasses.replace(job.options, micro_batch_tokens=tokens)
-        yield "micro_batch_tokens", _planned(job, options=options)
+        yield "micro_batch_tokens", replanned(job, options=options)
 
 
-def _planned(job: Job, **changes: object) -> Job:
+def replanned(job: Job, **changes: object) -> Job:
     changed = dataclasses.replace(job, **changes)  # type: ignore[arg-type]
     tokens = changed.options.micro_batch_tokens
     return dataclasses.replace(changed, work=job.method.work(job.lessons, changed.knobs, tokens))

@@ -220,7 +220,7 @@ def chosen_knobs(
     """
     if known:
         folder = options.resume or options.continue_
-        return recorded(card.knobs_class, known["knobs"], folder)  # type: ignore[no-any-return]
+        return recorded(card.knobs_class, known["knobs"], folder)
     knobs = card.with_flags(card.recipe(recipe), given)
     if not options.init_adapter:
         return knobs

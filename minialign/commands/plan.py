@@ -9,29 +9,19 @@ import time
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass
 
-import torch
-
 from minialign.commands.job import Job
+from minialign.commands.needs import memory_of
 from minialign.data.records import Example
-from minialign.fused import CHUNK_BYTES
 from minialign.methods.lessons import Work
-from minialign.model.config import ModelConfig
-from minialign.model.matmul import frozen_weights
-from minialign.model.transformer import CausalLM, Checkpointing
-from minialign.policy.adapters import lora_layers, trainable_parameters
-from minialign.policy.knobs import LoRAConfig, SamplingConfig
-from minialign.policy.sample import cache_bytes, cache_rows, sample
+from minialign.model.transformer import CausalLM
+from minialign.policy.adapters import trainable_parameters
+from minialign.policy.knobs import SamplingConfig
+from minialign.policy.sample import sample
 from minialign.policy.score import score
 from minialign.training.knobs import seconds_of
-from minialign.weights.devices import pick_precision
-from minialign.weights.holding import weight_bytes
 
 # What the training probe reads, and what the sampling probe writes, a row.
 PROBE_TOKENS, PROBE_STEPS = 400, 6
-# What an allocator holds, next to what is in use; measured on Linux (benchmarks/speed.md).
-WASTE = 1.15
-# Python, PyTorch, and what oneDNN keeps.
-PROCESS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -101,86 +91,11 @@ def _sampling_speed(model: CausalLM, work: Work, rows: int) -> float:
     return rows * PROBE_STEPS / max(1e-6, times[1] - times[0])
 
 
-def memory_bytes(model: CausalLM, job: Job) -> int:
-    """What is held at the same time, at most.
-
-    Weights; adapters (the policy with its gradient and two moments, and references); one
-    micro-batch of activations or what the sampler holds, whichever is larger; a chunk of logits and
-    its softmax; and what the process takes besides.
-    """
-    work = job.work
-    # Two more are copied while the better of two states is chosen.
-    copies = 2 * (job.options.keep == "best" or job.options.stop_on_collapse)
-    held = 4 + work.references + copies
-    adapters = held * 4 * sum(p.numel() for p in trainable_parameters(model))
-    activations = activation_bytes(
-        model.config,
-        job.knobs.lora,
-        model.stream_dtype.itemsize,
-        work.largest,
-        job.options.activation_checkpointing,
-    )
-    on_cpu = job.device.type == "cpu"
-    writing = _writing_bytes(model, job) if work.written else 0
-    return weight_bytes(model) + adapters + _with_process(on_cpu, max(activations, writing))
-
-
-def _writing_bytes(model: CausalLM, job: Job) -> int:
-    """Keys and values; in float32 weights merged with the adapter; on a processor packed ones.
-
-    Weights in 8 or 4 bits are merged never, and packed where another precision is asked for.
-    """
-    work, as_floats = job.work, job.base_dtype == "model"
-    held = cache_rows(model, work.longest, work.samples, work.sampling)
-    held *= cache_bytes(model, work.longest)
-    layers = lora_layers(model).values()
-    if as_floats and model.dtype == torch.float32:
-        held += 4 * sum(layer.in_features * layer.out_features for layer in layers)
-    if job.device.type != "cpu":
-        return held
-    width, name = model.config.hidden_size, work.sampling.rollout_dtype
-    precision = pick_precision(name, torch.device("cpu"), width)
-    own = model.dtype.itemsize if as_floats else 0
-    bytes_each = {"model": own, "float32": 4, "bfloat16": 2, "int8": 1}
-    return held + bytes_each[precision] * _numbers(model)
-
-
-def _numbers(model: CausalLM) -> int:
-    """Parameters that are not trained."""
-    return sum(held.numel() for held in frozen_weights(model))
-
-
-def _with_process(on_cpu: bool, held: int) -> int:
-    """With chunks of logits, on a processor also with what its allocator wastes, and PyTorch."""
-    if not on_cpu:
-        return held + 2 * CHUNK_BYTES
-    return round(WASTE * (held + 2 * CHUNK_BYTES)) + PROCESS_BYTES
-
-
-def activation_bytes(
-    config: ModelConfig, lora: LoRAConfig, size: int, tokens: int, mode: Checkpointing
-) -> int:
-    """What the backward pass keeps: the inputs of all that is not a frozen matrix."""
-    hidden, width = config.hidden_size, config.intermediate_size
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    kept = 2 * hidden + 2 * queries + 2 * keys + 2 * width
-    if mode == "none":
-        kept += 2 * hidden + width
-    targets = set(lora.target_modules)
-    inputs = hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + ("o_proj" in targets))
-    inputs += hidden * bool(targets & {"gate_proj", "up_proj"}) + width * ("down_proj" in targets)
-    layer = kept * size + 4 * (inputs + lora.rank * len(targets))
-    if mode == "full":
-        return tokens * (layer + config.num_hidden_layers * hidden * size)
-    return tokens * layer * config.num_hidden_layers
-
-
 def describe(model: CausalLM, job: Job, speed: Speed) -> str:
     """The first lines of a run: what will happen to what, and what it costs."""
     budget = seconds_of(job.options.time_budget)
     seconds = duration(min(speed.seconds(job.work, job.preview_tokens), budget))
-    gigabytes = memory_bytes(model, job) / 1e9
+    gigabytes = memory_of(model, job).total / 1e9
     rows = [
         *_model_rows(model, job),
         *job.source.rows(job.lessons),

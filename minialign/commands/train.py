@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from minialign.data.records import DEMONSTRATIONS, EDITS, FEEDBACK
 from minialign.methods.cards import CARDS, FLAGS, Card, card_of, method_names
 from minialign.training.knobs import TrainOptions
 
-PROGRAM = "train.py"
+PROGRAM, AUTO = "train.py", "auto"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
     *("method", "demos", "data", "feedback", "out", "model", "prompt"),
@@ -33,10 +34,21 @@ def main(arguments: list[str]) -> None:
 
         run_people(files, options, given)
         return
+    if options.model == AUTO and not options.resume:
+        from minialign.commands.choose import choose
+
+        options = dataclasses.replace(
+            options, model=choose(options, given, seconds_of(options.time_budget))
+        )
     if options.sweep and not options.resume:
         from minialign.commands.sweep import run_sweep
 
         run_sweep(options, given)
+        return
+    if options.plan:
+        from minialign.commands.ahead import memory_plan
+
+        print(memory_plan(options, given))
         return
     from minialign.training import ranks
 

@@ -31,7 +31,6 @@ what came after DPO, too: IPO, and SimPO and ORPO, which need no reference.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence as Sequence
 from typing import NamedTuple
 
@@ -54,7 +53,7 @@ from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.encode import ScopedExamples
-from minialign.policy.packing import by_prompt, distinct_tokens
+from minialign.policy.packing import distinct_tokens
 from minialign.policy.reference_scores import ReferenceScores
 from minialign.policy.score import divergence, score
 from minialign.training import ranks
@@ -311,7 +310,7 @@ def work(lessons: Scoped, knobs: C3POConfig, tokens: int) -> Work:
     return Work(
         read=read,
         referred=sum(map(len, texts)) if knobs.has_reference else 0,
-        largest=_tokens_in_flight(batch, tokens),
+        largest=_tokens_in_flight(batch, knobs.pairs_per_step, tokens),
         probe=texts,
         stages=_rows(train, knobs),
         steps=knobs.steps(len(train.in_scope)),
@@ -329,12 +328,11 @@ def _epoch_tokens(batch: Batch) -> int:
     return sum(map(sum, pairs)) + sum(map(len, (*batch.out, *batch.near, *batch.learned)))
 
 
-def _tokens_in_flight(batch: Batch, budget: int) -> int:
-    """A micro-batch, which one prompt's texts may double, or one item if that is more."""
-    groups = by_prompt(batch.pairs, lambda pair: pair[0]).values()
-    largest = max(distinct_tokens(itertools.chain(*group)) for group in groups)
-    items = [*batch.pairs, *((answer,) for answer in (*batch.out, *batch.near, *batch.learned))]
-    return max(budget, min(largest, 2 * budget), *map(distinct_tokens, items))
+def _tokens_in_flight(batch: Batch, size: int, budget: int) -> int:
+    """Of the largest part of a step that deals the longest texts."""
+    pairs = sorted(batch.pairs, key=distinct_tokens)[-size:]
+    rest = [sorted(texts, key=len)[-size:] for texts in batch[1:]]
+    return max(distinct_tokens(part.texts) for part in Batch(pairs, *rest).parts(budget))
 
 
 def _rows(train: ScopedExamples, knobs: C3POConfig) -> list[tuple[str, str]]:

@@ -41,9 +41,9 @@ from minialign.methods.anchors import Anchors
 from minialign.methods.cards import UNSEEN
 from minialign.methods.knobs import DittoConfig
 from minialign.methods.lessons import Work
-from minialign.methods.pool import Comparison, ComparisonPool
+from minialign.methods.pool import Comparison, ComparisonPool, shares
 from minialign.methods.sft import ADAPTER as SFT
-from minialign.methods.sft import Demonstrated, tokens_in_flight
+from minialign.methods.sft import Demonstrated
 from minialign.methods.sft import train as train_sft
 from minialign.methods.sft import work as sft_work
 from minialign.model.transformer import CausalLM
@@ -356,7 +356,7 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int, title: str = "D
         warm_start,
         read=warm_start.read + compared,
         referred=min(written, compared),
-        largest=tokens_in_flight(demonstrations, tokens, samples=knobs.pairs_per_step, new=new),
+        largest=max(warm_start.largest, tokens_in_flight(demonstrations, knobs, tokens)),
         written=written,
         samples=samples,
         longest=max(len(sequence.prompt_ids) for sequence in demonstrations) + new,
@@ -367,3 +367,33 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int, title: str = "D
         first=warm_start,
         tokens=f"{warm_start.tokens}, at most {written:,} written and {compared:,} compared",
     )
+
+
+def tokens_in_flight(demonstrations: Sequence[Example], knobs: DittoConfig, budget: int) -> int:
+    """Of a step's largest part, were all answers as long as they may be.
+
+    By counting, since no answer is there yet: what `micro_batches` makes of the prompts' texts.
+    """
+    new, written, total = knobs.sampling.max_new_tokens, knobs.samples_per_prompt, 0
+    older = written * (knobs.rounds - 1)
+    counts = shares(knobs.pairs_per_step, list(knobs.mix.values()))
+    # Demonstrations take turns in each kind; the first of them gets the most of all.
+    dealt: dict[tuple[int, ...], list[tuple[int, int, int]]] = {}
+    for place, demonstration in enumerate(demonstrations):
+        expert, replay, inter = (
+            count // len(demonstrations) + (place < count % len(demonstrations)) for count in counts
+        )
+        # In the last kind two answers are compared.
+        answers = min(expert, written) + min(replay, older) + 2 * inter * bool(older)
+        text = len(demonstration.completion_ids) * bool(expert or replay)
+        dealt.setdefault(demonstration.prompt_ids, []).append((text, answers, inter * bool(older)))
+    largest = 0
+    for prompt, texts in dealt.items():
+        longest = len(prompt) + max(text for text, _, _ in texts)
+        whole = len(prompt) + sum(text + answers * new for text, answers, _ in texts)
+        fit = max(1, (2 * budget - longest) // max(1, new))
+        item = len(prompt) + 2 * new * any(inter for *_, inter in texts)
+        size = min(whole, max(longest + fit * new, item))
+        total = total + size if total + size <= budget else size
+        largest = max(largest, total)
+    return largest

@@ -56,6 +56,8 @@ class Work:
     # steps at most; those of the stage before, whose work is counted in, are that work's own
     steps: int = 0
     first: Work | None = None
+    # in flight at a time where the adapter drops some of its inputs
+    dropped: int = 0
     # adapters that are held besides the one that is trained
     references: int = 0
     # rows of the plan, and its words for the counts

@@ -7,7 +7,6 @@ the completion and its end token by default.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from minialign.methods.lessons import Lessons, Part, Work
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.measure import nats_per_token
-from minialign.policy.packing import by_prompt, micro_batches
+from minialign.policy.packing import largest_part, micro_batches
 from minialign.policy.score import score
 from minialign.training import ranks
 from minialign.training.dealing import deal
@@ -142,6 +141,10 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
     demonstrations, sft = lessons.train, knobs.sft
     mean = sum(map(len, demonstrations)) / len(demonstrations)
     read = round(sft.max_steps * min(sft.batch_size, len(demonstrations)) * mean)
+    batch = sorted(demonstrations, key=len)[-sft.batch_size :]
+    if sft.train_on_prompt:
+        batch = [_with_prompt(sequence) for sequence in batch]
+    largest = largest_part(batch, lambda sequence: (sequence,), tokens)
     row = (
         f"at most {sft.max_steps} steps, learning rate {sft.learning_rate:g}, "
         f"until the loss is {_until(sft)}"
@@ -149,7 +152,8 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
     return Work(
         read=read,
         referred=0,
-        largest=tokens_in_flight(demonstrations, tokens, samples=0, new=0),
+        largest=largest,
+        dropped=largest,
         probe=demonstrations,
         stages=[("SFT", row)],
         steps=sft.max_steps,
@@ -161,20 +165,6 @@ def work(lessons: Demonstrated, knobs: DittoConfig, tokens: int) -> Work:
 def _until(sft: SFTConfig) -> str:
     also = f" and {sft.stop_ratio:.0%} of the first step's" if sft.stop_ratio < 1 else ""
     return f"{sft.stop_loss:g}{also}"
-
-
-def tokens_in_flight(
-    demonstrations: Sequence[Example], budget: int, *, samples: int, new: int
-) -> int:
-    """A micro-batch, which one prompt's texts may double, or one comparison if that is more.
-
-    `samples` of at most `new` tokens stand in a step beside the demonstrations.
-    """
-    groups = by_prompt(demonstrations, lambda sequence: sequence).values()
-    share = max(map(len, groups)) / len(demonstrations)
-    largest = max(sum(map(len, group)) for group in groups) + -(-samples * share // 1) * new
-    item = max(map(len, demonstrations)) + new
-    return max(budget, int(min(largest, 2 * budget)), item)
 
 
 def _shown(sequence: Example, prompt_is_trained: bool) -> list[Part]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from minialign.model.block_attention import BlockAttention, blocks_of
 from minialign.model.segments import Segment, causal_mask, heads_first, seen
@@ -82,7 +83,9 @@ def _mask(segment: Segment, window: int | None, device: torch.device) -> Tensor 
     None where `is_causal` says the same: it is top-left aligned, so not behind a prefix.
     """
     total = segment.prefix_length + segment.stop - segment.start
-    if segment.prefix is None and (window is None or total <= window):
-        return None
+    if window is None or total <= window:
+        # PyTorch has a fused kernel for this one, and none for a table.
+        behind = causal_lower_right(total - segment.prefix_length, total)
+        return None if segment.prefix is None else behind
     positions = torch.arange(total, device=device)
     return causal_mask(positions[segment.prefix_length :], positions, window)

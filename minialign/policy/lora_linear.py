@@ -64,8 +64,7 @@ class LoRALinear(Linear):
             return y if self.is_packed else self.updated(y, x)
         if self.active is None or self.merged:
             return y
-        wide, a, b, scale = self._update(self.active, x)
-        return AddUpdate.apply(y, wide, a, b, scale)
+        return AddUpdate.apply(y, *self._update(self.active, x))
 
     def updated(self, y: Tensor, x: Tensor) -> Tensor:
         """In two small calls: for the few rows of a sampler calls cost more than what they do.
@@ -74,17 +73,17 @@ class LoRALinear(Linear):
         """
         if self.active is None or self.merged:
             return y
-        wide, a, b, scale = self._update(self.active, x)
-        low = F.linear(wide, a)
+        x, a, b, scale = self._update(self.active, x)
+        low = F.linear(x.to(a.dtype), a)
         if y.dtype != low.dtype:
             return y.add_(F.linear(low, b), alpha=scale)
         return y.addmm_(low, b.t(), alpha=scale)
 
     def _update(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-        """What x brings to adapter `name`, its A and B, and its scale."""
+        """What of x reaches adapter `name`, its A and B, and its scale."""
         config = self.configs[name]
-        wide = F.dropout(x, config.dropout, self.training).to(self.lora_A[name].dtype)
-        return wide, self.lora_A[name], self.lora_B[name], config.alpha / config.rank
+        kept = F.dropout(x, config.dropout, self.training)
+        return kept, self.lora_A[name], self.lora_B[name], config.alpha / config.rank
 
     def effective(self) -> Tensor:
         weight = super().effective()
@@ -119,14 +118,15 @@ class LoRALinear(Linear):
 
 
 class AddUpdate(torch.autograd.Function):
-    """y += s (x A^T) B^T, in place: no (N, out) update is ever held, and only x and x A^T are kept.
+    """y += s (x A^T) B^T, in place: no (N, out) update is ever held, and only x and x A^T are kept;
+    x as it is, in a half type too, so that layers with one input keep it once.
 
     With u = s x A^T, (N, rank):   dB = dy^T u,   du = s dy B,   dA = du^T x,   dx = du A.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        low = product(x, a).mul_(scale)
+        low = product(x.to(a.dtype), a).mul_(scale)
         ctx.save_for_backward(x, low, a, b)
         ctx.scale = scale
         ctx.mark_dirty(y)
@@ -143,8 +143,8 @@ class AddUpdate(torch.autograd.Function):
         grad_low = product(wide, b.t()).mul_(ctx.scale)
         return (
             grad,
-            product(grad_low, a.t()) if wants_x else None,
-            product(grad_low.t(), x.t()) if wants_a else None,
+            product(grad_low, a.t()).to(x.dtype) if wants_x else None,
+            product(grad_low.t(), x.to(low.dtype).t()) if wants_a else None,
             product(low.t(), wide.t()).t() if wants_b else None,
             None,
         )

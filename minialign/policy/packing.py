@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -108,6 +109,14 @@ def micro_batches(
             batch, tokens = batch + part, tokens + cost
     if batch:
         yield batch
+
+
+def largest_part(
+    items: Sequence[T], sequences_of: Callable[[T], tuple[Example, ...]], max_tokens: int
+) -> int:
+    """Distinct tokens of the largest part that `micro_batches` makes of a step."""
+    parts = micro_batches(items, sequences_of, max_tokens)
+    return max(distinct_tokens(chain.from_iterable(map(sequences_of, part))) for part in parts)
 
 
 def _within(

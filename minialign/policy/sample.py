@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from minialign.weights.tokenizer import Tokenizer
 from minialign.policy.draw import draw_tokens
 
+# Tokens that a GPU writes before the host looks at them: looking waits for it.
+AHEAD = 16
 FinishReason = Literal["stop", "length"]
 OnToken = Callable[[int, int, int], None]  # (prompt index, sample index, token id)
 
@@ -67,11 +69,16 @@ class _Row:
     logprob: float = 0.0
     finish_reason: FinishReason = "length"
 
-    def finished(self, stop_ids: Sequence[int]) -> bool:
-        if self.ids[-1] in stop_ids:
+    def take(self, token: int, logprob: float, stop_ids: Sequence[int]) -> None:
+        self.ids.append(token)
+        self.logprob += logprob
+        if token in stop_ids:
             self.finish_reason = "stop"
-            return True
-        return len(self.ids) >= self.limit
+
+    @property
+    def left(self) -> int:
+        """How many tokens may still follow."""
+        return 0 if self.finish_reason == "stop" else self.limit - len(self.ids)
 
 
 @torch.no_grad()
@@ -168,24 +175,31 @@ def _write(
         if joined is not None:
             logits = joined if logits is None else torch.cat((logits, joined))
         assert logits is not None
-        ids = _draw(logits, live, config)
+        drawn = _draw_ahead(model, logits, live, cache, config)
         for row in reversed(range(len(live))):  # a removed row is replaced by the last one
-            if on_token:
-                on_token(live[row].prompt, live[row].sample, ids[row])
-            if live[row].finished(model.stop_ids):
-                finished.append(live[row])
+            own = live[row]
+            for token, logprob in drawn[row]:
+                # What a row wrote behind its end is nobody's.
+                if own.left:
+                    own.take(token, logprob, model.stop_ids)
+                    if on_token:
+                        on_token(own.prompt, own.sample, token)
+            if not own.left:
+                finished.append(own)
                 if on_answer:
-                    on_answer(live[row].prompt, live[row].sample, _completion(live[row]))
+                    on_answer(own.prompt, own.sample, _completion(own))
                 cache.remove(row)
-                live[row], ids[row] = live[-1], ids[-1]
-                live.pop(), ids.pop()
-        if not live:
-            logits = None
-            continue
-        positions, attend = cache.step()
-        hidden = model(torch.tensor(ids, device=model.device), positions, attend)
-        logits = _logits(model, hidden)
+                live[row] = live[-1]
+                live.pop()
+        last = torch.tensor([row.ids[-1] for row in live], device=model.device)
+        logits = _next(model, cache, last) if live else None
     return finished
+
+
+def _next(model: CausalLM, cache: KVCache, ids: Tensor) -> Tensor:
+    """Every live row reads its token, (B,); the logits of what follows, (B, V)."""
+    positions, attend = cache.step()
+    return _logits(model, model(ids, positions, attend))
 
 
 def _uniforms(seed: int, stream: int, sample: int, count: int) -> np.ndarray:
@@ -289,15 +303,27 @@ def _logits(model: CausalLM, hidden: Tensor) -> Tensor:
     return model.lm_head.wide(hidden)
 
 
-def _draw(logits: Tensor, live: list[_Row], config: SamplingConfig) -> list[int]:
-    """Draws one token for each live row and notes its log-probability."""
-    numbers = [float(row.uniforms[len(row.ids)]) for row in live]
+def _draw_ahead(
+    model: CausalLM, logits: Tensor, live: list[_Row], cache: KVCache, config: SamplingConfig
+) -> list[list[tuple[int, float]]]:
+    """Draws the next token of each live row, on a GPU the next few; each with its log-probability.
+
+    No row comes to more tokens than it may have, but one may go on behind its end.
+    """
+    steps = min(_ahead(model.device), *(row.left for row in live))
+    numbers = np.array([row.uniforms[len(row.ids) :][:steps] for row in live])
     uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
-    ids, chosen = draw_tokens(logits, uniforms, config)
-    for row, token, logprob in zip(live, ids.tolist(), chosen.tolist(), strict=True):
-        row.ids.append(token)
-        row.logprob += logprob
-    return ids.tolist()
+    drawn: list[tuple[Tensor, Tensor]] = []
+    for step in range(steps):
+        if drawn:
+            logits = _next(model, cache, drawn[-1][0])
+        drawn.append(draw_tokens(logits, uniforms[:, step], config))
+    ids, logprobs = (torch.stack(numbers, dim=1).tolist() for numbers in zip(*drawn, strict=True))
+    return [list(zip(*row, strict=True)) for row in zip(ids, logprobs, strict=True)]
+
+
+def _ahead(device: torch.device) -> int:
+    return AHEAD if device.type == "cuda" else 1
 
 
 def generate(

@@ -52,7 +52,8 @@ class TrainOptions:
     out: str = knob("", "run folder; by default runs/NAME of --demos or --data", subject="the run")
     model: str = knob(
         "",
-        "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct",
+        "alias, hub id or folder; by default smollm2-135m-instruct, on a GPU mistral-7b-instruct; "
+        "auto: the largest of a short list that fits this machine",
         subject="the model",
     )
     revision: str = knob("", "the hub's branch, tag or commit")
@@ -61,7 +62,11 @@ class TrainOptions:
         "the knobs to start from; auto: paper on a GPU, else laptop",
         subject="how it learns",
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, mps", subject="memory and speed")
+    device: str = knob(
+        "auto",
+        "auto, cpu, cuda, cuda:1, mps; with --plan also cuda:24GB, which need not be here",
+        subject="memory and speed",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "of the base model; adapters are float32"
     )
@@ -106,6 +111,9 @@ class TrainOptions:
         (),
         "KNOB=VALUE,VALUE: a run for each value (again --sweep: each combination), in folders of "
         "their own in --out; A:B=1:2,3:4 pairs the values of two knobs",
+    )
+    plan: bool = knob(
+        False, "print what the run would hold in memory, by config.json alone, and exit"
     )
     resume: str = knob("", "go on with the interrupted run in this folder; its knobs are kept")
     continue_: str = knob(

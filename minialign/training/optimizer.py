@@ -47,7 +47,11 @@ class Optimizer:
         self.peak, self.schedule = learning_rate, schedule
         self.total, self.warmup = total_steps, round(total_steps * warmup_ratio)
         self.max_grad_norm = max_grad_norm
-        self.adamw = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+        # One kernel for all tensors; it keeps its step counts on the GPU.
+        self.fused = is_fused(parameters)
+        self.adamw = torch.optim.AdamW(
+            parameters, lr=learning_rate, weight_decay=weight_decay, fused=self.fused or None
+        )
 
     def step(self, index: int) -> dict[str, float]:
         """Takes step `index` with all processes' gradients together, and clears them.
@@ -86,7 +90,10 @@ class Optimizer:
         for name, value in state.items():
             index, key = name.split(".", 1)
             parameter = self.parameters[int(index)]
-            # AdamW keeps its step count on the host
-            self.adamw.state[parameter][key] = (
-                value.clone() if key == "step" else value.to(parameter.device, copy=True)
-            )
+            on_host = key == "step" and not self.fused
+            device = torch.device("cpu") if on_host else parameter.device
+            self.adamw.state[parameter][key] = value.to(device, copy=True)
+
+
+def is_fused(parameters: list[torch.nn.Parameter]) -> bool:
+    return all(parameter.is_cuda for parameter in parameters)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from minialign.errors import InputError
 from minialign.weights.folder import checked_folder, checkpoints_folder, say
-from minialign.weights.hub import HubError, from_cache, from_hub
+from minialign.weights.hub import HubError, config_from_hub, from_cache, from_hub
 from minialign.weights.ollama import OLLAMA, ollama_blob
 from minialign.weights.wheel import DEFAULT_ALIAS, WHEEL, from_wheel
 
@@ -59,12 +59,33 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
         return local_checkpoint(hub_id, revision) or from_hub(hub_id, revision)
     except HubError as error:
         if alias != DEFAULT_ALIAS or revision is not None:
-            raise InputError(
-                f"{name}: no such folder here, and the hub does not give it: {error};"
-                " check the name, or pass a local checkpoint folder"
-            ) from error
+            raise _absent(name, error) from error
         say(f"{hub_id}: {error}; taking the PyPI wheel {WHEEL} instead")
     return from_wheel()
+
+
+def _absent(name: str, error: HubError) -> InputError:
+    return InputError(
+        f"{name}: no such folder here, and the hub does not give it: {error};"
+        " check the name, or pass a local checkpoint folder"
+    )
+
+
+def find_config(name: str, revision: str | None = None) -> Path:
+    """Returns a folder with a config.json, or a GGUF file: of a model on the hub, that alone.
+
+    Raises InputError where there is none, or the hub does not give it.
+    """
+    hub_id = ALIASES.get(name, name)
+    for folder in (Path(name).expanduser(), checkpoints_folder() / (_alias_of(hub_id) or name)):
+        if (folder / "config.json").is_file():
+            return folder
+    if not HUB_ID.fullmatch(hub_id) or hub_id == ALIASES[DEFAULT_ALIAS]:
+        return find_checkpoint(name, revision)
+    try:
+        return config_from_hub(hub_id, revision)
+    except HubError as error:
+        raise _absent(name, error) from error
 
 
 def lasting_name(name: str, checkpoint: Path) -> str:

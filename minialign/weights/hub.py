@@ -53,6 +53,23 @@ def from_hub(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
+def config_from_hub(hub_id: str, revision: str | None) -> Path:
+    """The folder in the Hugging Face cache in which the model's config.json lies, if nothing else.
+
+    Raises HubError where the hub does not give it.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return Path(cached).parent
+    info = _hub_info(hub_id, revision)
+    try:
+        return Path(hf_hub_download(hub_id, "config.json", revision=info.sha)).parent
+    except Exception as error:
+        raise HubError(f"the download failed ({one_line(error)})") from error
+
+
 def _is_wanted(file: str) -> bool:
     return file.endswith(".safetensors") and "/" not in file and "consolidated" not in file
 

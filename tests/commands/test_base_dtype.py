@@ -14,7 +14,7 @@ from helpers.runs import INPUTS, metrics, without_seconds
 from helpers.workplaces import TINY
 from safetensors.torch import load_file
 
-from minialign.commands import bounds, export, plan
+from minialign.commands import bounds, export, needs
 from minialign.commands.job import prepare_job
 from minialign.model.stored import STORED
 from minialign.policy.merge import base_parameters
@@ -101,7 +101,7 @@ def test_the_plan_knows_the_bytes(
         job = prepare_job(
             *train.parse([*INPUTS, *TINY, "--dtype", "float32", "--base-dtype", value])
         )
-        found[value] = plan.memory_bytes(bounds._outline(job), job)
+        found[value] = needs.memory_of(bounds.outline(job), job).total
     config = load("toy", dtype="float32")[0].config
     sizes = {
         value: holding.weight_bytes(holding.outline(config, torch.float32, value))

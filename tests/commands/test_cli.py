@@ -12,7 +12,7 @@ from helpers.workplaces import write_workplace
 
 from minialign.commands.cli import OneLineParser, add_flags
 from minialign.commands.job import Job, prepare_job
-from minialign.commands.plan import WASTE, Speed, activation_bytes, describe, memory_bytes
+from minialign.commands.plan import Speed, describe
 from minialign.commands.sample import SampleOptions
 from minialign.commands.train import parse as parse_train
 from minialign.data.knobs import config_from_dict, config_from_flags, flags_of
@@ -23,8 +23,6 @@ from minialign.methods import ditto, sft
 from minialign.methods.knobs import LAPTOP, PAPER, RECIPES, DittoConfig
 from minialign.methods.lessons import Lessons, Work
 from minialign.policy.adapters import apply_lora, trainable_parameters
-from minialign.policy.knobs import SamplingConfig
-from minialign.policy.sample import cache_bytes
 from minialign.training.knobs import TrainOptions
 from minialign.weights.load import load_for
 
@@ -323,54 +321,6 @@ def test_the_plan_speaks_of_time_as_people_do(
 ) -> None:
     (needs,) = [line for line in plan(job, seconds_per_token).split("\n") if "needs" in line]
     assert shown in needs
-
-
-def planned(job: Job, knobs: DittoConfig, tokens: int = 1024) -> Job:
-    """The same job with other knobs, and other tokens a micro-batch."""
-    work = ditto.work(job.lessons, knobs, tokens)
-    return dataclasses.replace(job, knobs=knobs, work=work)
-
-
-def test_memory_grows_with_what_is_held_at_a_time(job: Job) -> None:
-    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.knobs.lora, "sft")
-    small = memory_bytes(model, job)
-    weights = sum(p.numel() * 4 for p in model.parameters())
-    assert small > weights
-    more = memory_bytes(model, planned(job, job.knobs, 2 * 1024)) - small
-    kept = activation_bytes(model.config, job.knobs.lora, 4, 1024, "cheap")
-    assert more == pytest.approx(WASTE * kept, abs=1)
-    longer = dataclasses.replace(job.knobs, sampling=SamplingConfig(10**7))
-    assert memory_bytes(model, planned(job, longer)) > small
-
-
-def test_the_plan_counts_no_more_of_the_cache_than_cache_gb(job: Job) -> None:
-    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.knobs.lora, "sft")
-
-    def needed(cache_gb: float) -> int:
-        # so many rows that they need more than the activations
-        sampling = SamplingConfig(100_000, max_rows=10**6, cache_gb=cache_gb)
-        config = dataclasses.replace(
-            job.knobs, sampling=sampling, samples_per_prompt=10**5, pairs_per_step=10
-        )
-        return memory_bytes(model, planned(job, config))
-
-    longest = max(len(s.prompt_ids) for s in job.lessons.train) + 100_000
-    row = cache_bytes(model, longest)
-    more = needed(3003.5 * row / 1e9) - needed(3000.5 * row / 1e9)
-    assert more == pytest.approx(3 * WASTE * row, abs=1)
-
-
-def test_the_plan_knows_what_each_checkpointing_mode_keeps(job: Job) -> None:
-    model = load_for("toy", job.checkpoint, job.tokenizer, job.dtype, job.device)
-    apply_lora(model, job.knobs.lora, "sft")
-    found = {}
-    for mode in ("none", "cheap", "full"):
-        options = dataclasses.replace(job.options, activation_checkpointing=mode)
-        large = planned(dataclasses.replace(job, options=options), job.knobs, 10**6)
-        found[mode] = memory_bytes(model, large)
-    assert found["none"] > found["cheap"] > found["full"]
 
 
 def test_measuring_the_speed_leaves_the_model_as_it_was(job: Job) -> None:

@@ -112,6 +112,16 @@ def test_the_update_keeps_its_input_and_the_low_rank_product_and_no_output() -> 
     assert shapes == [(65, 2), (65, 8)]
 
 
+def test_layers_with_one_input_of_a_half_type_keep_it_once_and_as_it_is() -> None:
+    layers = [make_layer((65, 8, outputs, 2), torch.bfloat16) for outputs in (6, 4)]
+    x = torch.randn(65, 8).bfloat16()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        for layer in layers:
+            layer(x)
+    assert {t.data_ptr() for t in kept if t.shape == x.shape} == {x.data_ptr()}
+
+
 def test_gradients_of_two_uses_of_one_adapter_add_up() -> None:
     layer = make_layer((7, 5, 5, 2), torch.float32)
     x = torch.randn(7, 5, generator=torch.Generator().manual_seed(1))

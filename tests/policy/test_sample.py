@@ -81,6 +81,34 @@ def test_the_same_seed_gives_the_same_ids_for_every_max_rows(max_rows: int) -> N
         )
 
 
+@pytest.mark.parametrize("max_rows", [1, 3, 64])
+@pytest.mark.parametrize("window", [None, 4])
+def test_looking_now_and_then_as_on_a_gpu_changes_nothing(
+    max_rows: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows go on behind their ends meanwhile, and others wait for their places."""
+    model = stopping_model(sliding_window=window)
+    seen: list[list[tuple[int, int, int]]] = [[], []]
+    found = []
+    for place, steps in enumerate((1, 5)):
+        monkeypatch.setattr(sampler, "_ahead", lambda _, steps=steps: steps)
+        config = SamplingConfig(40, max_rows=max_rows)
+        note = seen[place].append
+        found.append(
+            sample(model, PROMPTS, 5, config, seed=0, on_token=lambda *own, note=note: note(own))
+        )
+    assert ids_of(found[0]) == ids_of(found[1])
+    assert sorted(seen[0]) == sorted(seen[1])
+    for one, other in zip(pairs_of(found[0]), pairs_of(found[1]), strict=True):
+        assert one[1].finish_reason == other[1].finish_reason
+        assert one[1].logprob == pytest.approx(other[1].logprob, abs=1e-4)
+
+
+def test_a_gpu_is_looked_at_now_and_then_and_a_processor_after_every_token() -> None:
+    assert sampler._ahead(torch.device("cuda")) == sampler.AHEAD > 1
+    assert sampler._ahead(torch.device("cpu")) == 1
+
+
 def test_another_seed_prompt_or_sample_number_draws_differently() -> None:
     model = stopping_model()
     first, again, other = (ids_of(draw(model, seed=seed)) for seed in (0, 0, 1))
