@@ -55,6 +55,10 @@ def outline(job: Job) -> CausalLM:
     """The model with its adapter, of shapes alone: it holds no memory."""
     config = read_model_config(job.checkpoint)
     model = holding.outline(config, job.dtype, job.base_dtype)
+    # On a processor only the products are of a half type.
+    for module in model.modules() if job.device.type == "cpu" else ():
+        if isinstance(module, RMSNorm) and job.dtype != torch.float64:
+            module.float()
     with torch.device("meta"):
         apply_lora(model, job.knobs.lora)
     return model

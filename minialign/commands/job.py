@@ -33,6 +33,7 @@ from minialign.methods.cards import Card, card_of
 from minialign.methods.knobs import MethodKnobs
 from minialign.methods.lessons import Lessons, Work
 from minialign.policy.peft import lora_of
+from minialign.training import ranks
 from minialign.training.folder import (
     CONFIG,
     adapter_folder,
@@ -132,7 +133,7 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
         if not options.inspect:
             check_free(Path(options.out), options.overwrite)
     source = read_source(options)
-    _check_held_out(options, source)
+    _check_guard(options, source)
     place = options.votes or options.data or options.demos
     check_unchanged(source.record(), record, place, options)
     # What a run goes by that goes on, interrupted or finished.
@@ -154,9 +155,8 @@ def prepare_job(options: TrainOptions, given: dict[str, Any]) -> Job:
     knobs, method = knobs.fitted(longest), importlib.import_module(card.module)
     if options.continue_ and not record:
         knobs = method.prolonged(knobs)
-    work = (method.work_of_more if options.continue_ else method.work)(
-        lessons, knobs, options.micro_batch_tokens
-    )
+    work_of = method.work_of_more if options.continue_ else method.work
+    work = work_of(lessons, knobs, options.micro_batch_tokens)
     # a run goes on in the types that it began with
     dtype = pick_dtype(known.get("dtype", options.dtype), device, config.hidden_size)
     return Job(
@@ -243,8 +243,14 @@ def _check_kept(options: TrainOptions) -> None:
         )
 
 
-def _check_held_out(options: TrainOptions, source: Source) -> None:
-    """Raises InputError where `--keep best` has nothing to choose by."""
+def _check_guard(options: TrainOptions, source: Source) -> None:
+    """Raises InputError where `--keep best` has nothing to choose by, or processes would differ."""
+    guarded = options.keep == "best" or options.stop_on_collapse or options.time_budget
+    require(
+        ranks.count() == 1 or not guarded,
+        "--keep best, --stop-on-collapse and --time-budget are for one process: "
+        "start this run without torchrun",
+    )
     there = source.kind == DEMONSTRATIONS and source.evaluation is not None
     require(
         options.keep == "last" or there,

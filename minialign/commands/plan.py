@@ -13,6 +13,7 @@ from minialign.commands.job import Job
 from minialign.commands.needs import memory_of
 from minialign.data.records import Example
 from minialign.methods.lessons import Work
+from minialign.model.matmul import frozen_weights
 from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import trainable_parameters
 from minialign.policy.knobs import SamplingConfig
@@ -128,7 +129,10 @@ def _model_rows(model: CausalLM, job: Job) -> list[tuple[str, str]]:
     """What is trained."""
     options, lora = job.options, job.knobs.lora
     trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
-    total, targets = _numbers(model), ", ".join(lora.target_modules)
+    total, targets = (
+        sum(held.numel() for held in frozen_weights(model)),
+        ", ".join(lora.target_modules),
+    )
     dtype = str(model.dtype).removeprefix("torch.")
     if job.base_dtype != "model":
         dtype = f"{job.base_dtype}, multiplied in {dtype}"

@@ -205,7 +205,7 @@ def open_run(job: Job) -> tuple[Run, BaseFileLock]:
 
     from minialign.training import ranks
     from minialign.training.guard import Guard
-    from minialign.training.run import Silent
+    from minialign.training.silent import Silent
 
     options = job.options
     how: dict[str, Any] = {
@@ -213,12 +213,6 @@ def open_run(job: Job) -> tuple[Run, BaseFileLock]:
     }
     limits = (options.keep, options.stop_on_collapse, options.time_budget)
     how["guard"] = Guard(*limits, job.held_out_demonstrations)
-    guarded = options.keep == "best" or options.stop_on_collapse or options.time_budget
-    require(
-        ranks.count() == 1 or not guarded,
-        "--keep best, --stop-on-collapse and --time-budget are for one process: "
-        "start this run without torchrun",
-    )
     with ranks.in_turn():
         if ranks.is_first():
             return _open_run(job, how)

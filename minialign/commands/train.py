@@ -13,7 +13,7 @@ from minialign.commands.session import prepare, run_job
 from minialign.data.knobs import config_from_flags, flags_of, require
 from minialign.data.records import DEMONSTRATIONS, EDITS, FEEDBACK
 from minialign.methods.cards import CARDS, FLAGS, Card, card_of, method_names
-from minialign.training.knobs import TrainOptions
+from minialign.training.knobs import TrainOptions, seconds_of
 
 PROGRAM, AUTO = "train.py", "auto"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."

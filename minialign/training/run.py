@@ -380,26 +380,6 @@ class Run:
         return state.facts["step"]
 
 
-class Silent(Run):
-    """The same run in a process that only computes: another one writes the folder."""
-
-    @classmethod
-    def resume(cls, folder: str | Path, **options: Any) -> Silent:
-        run = cls(folder, **options)
-        if state_file(run.folder).exists():
-            run._resumed = SavedState(state_file(run.folder))
-        return run
-
-    def _write_metrics(self, line: dict[str, Any]) -> None:
-        pass
-
-    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
-        pass
-
-    def save(self) -> None:
-        pass
-
-
 def _kept(stage: str, step: int) -> str:
     """What a person who stops a run wants to know."""
     if stage == RESULT:
