@@ -15,7 +15,7 @@ from minialign.commands.needs import memory_of
 from minialign.commands.plan import Speed, duration
 from minialign.data.knobs import config_from_flags, flags_of, value_at
 from minialign.errors import InputError
-from minialign.model.transformer import CausalLM
+from minialign.model.transformer import CausalLM, RMSNorm
 from minialign.policy.adapters import apply_lora
 from minialign.training.knobs import TrainOptions, seconds_of
 from minialign.weights import holding
