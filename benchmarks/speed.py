@@ -270,7 +270,7 @@ def _line(row: dict[str, Any], section: dict[str, Any]) -> str:
     cells = (
         row["title"],
         f"{middle} ({low} to {high})",
-        "" if row["contestant"] == "minialign" else against,
+        "" if row is rival else against,
         f"{flops / 1e9:,.0f}",
         f"{share_of_limit(row, section, median):.0%}",
         peak,
@@ -297,8 +297,9 @@ def _ours_like(row: dict[str, Any], section: dict[str, Any]) -> dict[str, Any]:
         if mark in row["flags"]:
             wanted = "--micro-batch-tokens" if mark == "--gradient-checkpointing" else mark
             return next(r for r in ours if wanted in r["flags"])
-    alike = [r for r in ours if precision(r) == precision(row)]
-    return (alike or ours)[0]
+    if row["contestant"] == "minialign":
+        return ours[0]
+    return next((r for r in ours if precision(r) == precision(row)), ours[0])
 
 
 PARAMETERS = 134_515_008  # SmolLM2-135M: the weights that a written token is multiplied with
