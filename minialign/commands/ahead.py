@@ -22,7 +22,7 @@ from minialign.data.knobs import config_from_flags, flags_of, require
 from minialign.data.records import Demonstration, Messages
 from minialign.model.matmul import frozen_weights
 from minialign.training.knobs import TrainOptions
-from minialign.weights.devices import pick_device, pick_dtype, total_bytes
+from minialign.weights.devices import has_gpu, pick_device, pick_dtype, total_bytes
 from minialign.weights.find import find_config
 from minialign.weights.load import read_model_config
 from minialign.weights.tokenizer import Tokenizer
@@ -153,7 +153,7 @@ def machine(name: str) -> tuple[torch.device, float]:
 
 def dtype_on(name: str, device: torch.device, width: int) -> torch.dtype:
     """As a run would take it; a GPU that is only spoken of has bfloat16."""
-    absent = device.type == "cuda" and not torch.cuda.is_available()
+    absent = device.type == "cuda" and not has_gpu()
     return torch.bfloat16 if absent and name == "auto" else pick_dtype(name, device, width)
 
 

@@ -19,7 +19,7 @@ PROGRAM, AUTO = "train.py", "auto"
 DESCRIPTION = "Teach a language model one person's way of writing, or one sentence of feedback."
 FIRST = (
     *("method", "demos", "data", "feedback", "out", "model", "prompt"),
-    *("resume", "continue", "overwrite", "inspect"),
+    *("resume", "overwrite", "inspect"),
 )
 
 

@@ -311,7 +311,7 @@ def _draw_ahead(
     No row comes to more tokens than it may have, but one may go on behind its end.
     """
     steps = min(_ahead(model.device), *(row.left for row in live))
-    numbers = np.array([row.uniforms[len(row.ids) :][:steps] for row in live])
+    numbers = [row.uniforms[len(row.ids) :][:steps].tolist() for row in live]
     uniforms = torch.tensor(numbers, dtype=logits.dtype, device=logits.device)
     drawn: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):

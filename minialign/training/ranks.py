@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from minialign.errors import InputError
-from minialign.weights.devices import agree_on_speed
+from minialign.weights.devices import agree_on_speed, take_gpu
 
 T = TypeVar("T")
 # How long a process waits for one that has more to do; one that is dead is noticed at once.
@@ -42,9 +42,7 @@ def join() -> None:
         return
     if os.environ["RANK"] != "0":
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    gpus, here = torch.cuda.device_count(), int(os.environ["LOCAL_WORLD_SIZE"])
-    if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
+    gpus, here = take_gpu(int(os.environ["LOCAL_RANK"])), int(os.environ["LOCAL_WORLD_SIZE"])
     try:
         # nccl wants a GPU for each process.
         backend = "cpu:gloo,cuda:nccl" if 0 < here <= gpus else "gloo"

@@ -127,3 +127,15 @@ def total_bytes(device: torch.device) -> float:
     with suppress(OSError, ValueError):
         found.append(int(CONTAINER_LIMIT.read_text()))
     return min(found)
+
+
+def take_gpu(number: int) -> int:
+    """Makes one of this machine's GPUs the process's own; returns how many there are."""
+    gpus = torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(number % gpus)
+    return gpus
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()

@@ -27,7 +27,7 @@ from minialign.weights import load
 NAMES = ("ada", "bo", "cy")
 METHODS = method_names(DEMONSTRATIONS)
 SHORT = ("--max-steps", "2", "--max-new-tokens", "12", "--lora-rank", "4")
-KNOBS = {"ditto": TINY, "spin": TINY, "sft": TINY_SFT}
+KNOBS = {"ditto": TINY, "spin": TINY, "sft": TINY_SFT, "stylevector": ("--max-new-tokens", "12")}
 FILES = tuple(f"people/{name}.jsonl" for name in NAMES)
 
 

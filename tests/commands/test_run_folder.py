@@ -194,7 +194,7 @@ def test_a_template_sees_the_date_on_which_the_run_began(
     record = json.loads((place / "runs" / "demos" / "config.json").read_text())
     seen = []
 
-    def stop(job: Any) -> None:
+    def stop(job: Any, base: Any = None) -> None:
         seen.append(job.tokenizer)
         raise InputError("seen")
 

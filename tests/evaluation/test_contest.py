@@ -111,7 +111,8 @@ class TestRefusals:
     def test_an_unknown_rival(self, workplace: Path) -> None:
         said = refused(workplace, "runs/demos", "--against", "base,gpt")
         assert said == (
-            "--against gpt: not one of base, few-shot, ditto, sft, spin, sdft, nor a run folder, a "
+            "--against gpt: not one of base, few-shot, ditto, sft, spin, sdft, "
+            "stylevector, nor a run folder, a "
             "sum of them (runs/a+runs/b=0.5) or a file of answers"
         )
 
@@ -237,7 +238,7 @@ def test_an_adapter_of_another_model_is_refused(workplace: Path) -> None:
 def test_where_few_shot_does_not_fit_it_says_so_before_anybody_writes(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minialign.evaluation.contestants.sample", None)
+    monkeypatch.setattr("minialign.evaluation.contestants.rollouts", None)
     said = refused(workplace, "runs/demos", *FAST, "--max-new-tokens", "230")
     assert said.startswith("few-shot: not one demonstration fits into a prompt of 26 tokens")
     assert said.endswith("leave few-shot out of --against")

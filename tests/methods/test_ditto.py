@@ -345,10 +345,10 @@ def test_a_round_that_only_repeats_the_demonstrations_is_survived(
 ) -> None:
     completions = [tuple(byte_tokenizer().encode_completion(text)) for _, text in TEXTS]
 
-    def parrot(model: Any, prompts: Any, n: int, config: Any, **options: Any) -> list:
+    def parrot(model: Any, prompts: Any, n: int, config: Any, *run: Any, **options: Any) -> list:
         return [n * [Completion("", ids, -1.0, "stop")] for ids in completions]
 
-    monkeypatch.setattr(ditto, "sample", parrot)
+    monkeypatch.setattr(ditto, "rollouts", parrot)
     outcome = small_training(tmp_path / "r")
     assert [m["loss"] for m in outcome.steps("ditto")] == 6 * [0.0]
     assert outcome.adapters["ditto"] == outcome.adapters["sft"]
