@@ -31,14 +31,14 @@ SIZED = re.compile(r"(cpu|cuda|mps):(\d+(?:\.\d+)?)GB", re.IGNORECASE)
 LETTERS = 4
 # DITTO's paper: demonstrations, tokens of a prompt and of its text.
 PAPER_TEXTS, PAPER_PROMPT, PAPER_TEXT = 7, 90, 500
-ANY = 2**20
+ANY, AT_WILL = 2**20, "with any --micro-batch-tokens"
 # What is tried in turn where a run does not fit.
 CHANGES: tuple[tuple[str, Any], ...] = (
     *(("dtype", "bfloat16"), ("micro_batch_tokens", 256), ("cache_gb", 2.0)),
     *(("activation_checkpointing", "full"), ("cache_gb", 0.5), ("max_new_tokens", 256)),
 )
 PARTS = {
-    "weights": "of the base model, in {dtype}",
+    "weights": "of the base model, in {precision}",
     "adapters": "of rank {rank}: the policy's, and {references} as reference",
     "moments": "AdamW's two, and the gradient",
     "activations": "of a step: {tokens:,} tokens in flight",
@@ -66,9 +66,10 @@ class Letters(Tokenizer):
 def memory_plan(options: TrainOptions, given: dict[str, Any]) -> str:
     """What `--plan` prints. Raises InputError as a run would."""
     job, there = job_ahead(options, given)
-    memory = memory_of(outline(job), job)
+    model = outline(job)
+    memory = memory_of(model, job)
     facts = {
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "precision": job.precision,
         "rank": job.knobs.lora.rank,
         "references": job.work.references,
         "tokens": max(job.work.largest, job.work.dropped),
@@ -78,7 +79,7 @@ def memory_plan(options: TrainOptions, given: dict[str, Any]) -> str:
         (name, f"{getattr(memory, name) / 1e9:7.2f} GB  {text.format(**facts)}")
         for name, text in PARTS.items()
     ]
-    million = sum(held.numel() for held in frozen_weights(outline(job))) / 1e6
+    million = sum(held.numel() for held in frozen_weights(model)) / 1e6
     never = "activations stand beside neither cache nor copies"
     rows = [
         ("model", f"{job.options.model}: {million:,.0f} M parameters, on {options.device}"),
@@ -172,11 +173,7 @@ def as_in_the_paper() -> Demonstrations:
 def advice(job: Job, there: float) -> str:
     """The largest budget of tokens, or what to change where none fits."""
     if tokens := largest_budget(job, there):
-        return (
-            "with any --micro-batch-tokens"
-            if tokens == ANY
-            else (f"with --micro-batch-tokens up to {tokens:,}")
-        )
+        return f"with --micro-batch-tokens up to {tokens:,}" if tokens < ANY else AT_WILL
     changed: dict[str, Any] = {}
     for flag, value in CHANGES * 2:
         other = _with(job, flag, value)

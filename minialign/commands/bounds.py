@@ -15,7 +15,7 @@ from minialign.commands.needs import memory_of
 from minialign.commands.plan import Speed, duration
 from minialign.data.knobs import config_from_flags, flags_of, value_at
 from minialign.errors import InputError
-from minialign.model.transformer import CausalLM, RMSNorm
+from minialign.model.transformer import CausalLM
 from minialign.policy.adapters import apply_lora
 from minialign.training.knobs import TrainOptions, seconds_of
 from minialign.weights import holding
@@ -54,11 +54,7 @@ def check_time(job: Job, speed: Speed) -> None:
 def outline(job: Job) -> CausalLM:
     """The model with its adapter, of shapes alone: it holds no memory."""
     config = read_model_config(job.checkpoint)
-    model = holding.outline(config, job.dtype, job.base_dtype)
-    # On a processor only the products are of a half type.
-    for module in model.modules() if job.device.type == "cpu" else ():
-        if isinstance(module, RMSNorm) and job.dtype != torch.float64:
-            module.float()
+    model = holding.outline(config, job.dtype, job.base_dtype, job.device)
     with torch.device("meta"):
         apply_lora(model, job.knobs.lora)
     return model

@@ -78,9 +78,9 @@ def _kept(options: TrainOptions, record: dict[str, Any]) -> TrainOptions:
     for stage in card.stages[:-1]:
         adapter_folder(f"{name}/{STAGE_ADAPTER}{stage.name}")
     kept = recorded(TrainOptions, record["options"], name)
-    return dataclasses.replace(
-        kept, out=name, device=record["device"], dtype=record["dtype"], resume="", sweep=()
-    )
+    # as they came out, where "auto" had been asked for
+    held = {part: record[part] for part in ("device", "dtype", "base_dtype")}
+    return dataclasses.replace(kept, out=name, **held, resume="", sweep=())
 
 
 def _joined(known: str, more: str) -> str:

@@ -84,6 +84,13 @@ class Job:
         return importlib.import_module(self.card.module)
 
     @property
+    def precision(self) -> str:
+        """How the base model's weights are kept, and multiplied where that is another type."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        kept = self.base_dtype
+        return dtype if kept == "model" else f"{kept}, multiplied in {dtype}"
+
+    @property
     def held_out_demonstrations(self) -> list[Example]:
         return self.lessons.held_out if self.source.kind == DEMONSTRATIONS else []
 

@@ -129,15 +129,13 @@ def _model_rows(model: CausalLM, job: Job) -> list[tuple[str, str]]:
     """What is trained."""
     options, lora = job.options, job.knobs.lora
     trainable = sum(parameter.numel() for parameter in trainable_parameters(model))
-    total, targets = (
-        sum(held.numel() for held in frozen_weights(model)),
-        ", ".join(lora.target_modules),
-    )
-    dtype = str(model.dtype).removeprefix("torch.")
-    if job.base_dtype != "model":
-        dtype = f"{job.base_dtype}, multiplied in {dtype}"
+    total = sum(held.numel() for held in frozen_weights(model))
+    targets = ", ".join(lora.target_modules)
     return [
-        ("model", f"{options.model}: {total / 1e6:,.0f} M parameters, {dtype} on {model.device}"),
+        (
+            "model",
+            f"{options.model}: {total / 1e6:,.0f} M parameters, {job.precision} on {model.device}",
+        ),
         ("recipe", f"{job.recipe}, method {options.method}, seed {options.seed}"),
         ("trained", f"{trainable / 1e6:.1f} M parameters: LoRA rank {lora.rank} on {targets}"),
     ]

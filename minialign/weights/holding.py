@@ -34,16 +34,20 @@ class Holding:
         if tensor.dim() > 1:
             is_stored = self.base_dtype != "model"
             return tensor if is_stored else tensor.to(self.device, self.dtype)
-        # on a processor only the products are of a half type (model/matmul.py)
-        wide = self.device.type == "cpu" and self.dtype != torch.float64
         # copied, or one norm would keep the whole file in memory
-        return tensor.to(self.device, torch.float32 if wide else self.dtype, copy=wide)
+        own = norm_dtype(self.dtype, self.device)
+        return tensor.to(self.device, own, copy=self.device.type == "cpu")
 
     def stored(self, name: str, tensor: Tensor) -> Held:
         if self.base_dtype == "model" or tensor.dim() == 1:
             return tensor
         kind = "int8" if name.split(".")[-2] in IN_8_BITS else self.base_dtype
         return STORED[kind](tensor, self.dtype).moved(self.device)
+
+
+def norm_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Of norms and biases: on a processor only products are of a half type (model/matmul.py)."""
+    return torch.promote_types(dtype, torch.float32) if device.type == "cpu" else dtype
 
 
 def pick_base_dtype(
@@ -60,7 +64,7 @@ def pick_base_dtype(
     if name != "auto":
         raise InputError(f"base_dtype {name!r} is unknown: use auto, {', '.join(kinds)}")
     room = WEIGHTS_SHARE * total_bytes(device)
-    fitting = (kind for kind in kinds if weight_bytes(outline(config, dtype, kind)) <= room)
+    fitting = (kind for kind in kinds if weight_bytes(outline(config, dtype, kind, device)) <= room)
     return next(fitting, kinds[-1])
 
 
@@ -69,12 +73,21 @@ def weight_bytes(model: CausalLM) -> int:
     return sum(held.nbytes for held in frozen_weights(model))
 
 
-def outline(config: ModelConfig, dtype: torch.dtype, base_dtype: str) -> CausalLM:
-    """The model in shapes alone: it takes no memory."""
-    holding = Holding(dtype, torch.device("meta"), base_dtype)
+def outline(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    base_dtype: str,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> CausalLM:
+    """The model as `device` would hold it, in shapes alone: it takes no memory."""
+    holding, norms = Holding(dtype, torch.device("meta"), base_dtype), norm_dtype(dtype, device)
     with torch.device("meta"):
         model = CausalLM(config).to(dtype).requires_grad_(False)
-    put(model, {name: holding.stored(name, held) for name, held in model.named_parameters()})
+    state = {
+        name: holding.stored(name, held) if held.dim() > 1 else held.to(norms)
+        for name, held in model.named_parameters()
+    }
+    put(model, state)
     return model
 
 

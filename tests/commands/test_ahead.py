@@ -75,6 +75,15 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.2f} GB"
 
 
+def test_a_base_in_4_bits_is_planned_as_such(mistral: Path) -> None:
+    # v, down, embedding and head have 8 bits; 4 bits have a scale a block of 64, itself in 8 bits.
+    wide = 32 * (4096 * 1024 + 14_336 * 4096) + 2 * 32_000 * 4096
+    narrow = 32 * LAYER + 2 * 32_000 * 4096 - wide
+    weights = wide + narrow * (4 + 8 / 64 + 32 / (64 * 256)) / 8
+    said = paper(mistral, "cuda:24GB", "--base-dtype", "nf4")["weights"]
+    assert said == f"{gigabytes(weights)}  of the base model, in nf4, multiplied in bfloat16"
+
+
 def test_seven_billion_parameters_on_24_gb(mistral: Path) -> None:
     said = paper(mistral, "cuda:24GB")
     assert said["model"] == "mistral: 7,242 M parameters, on cuda:24GB"

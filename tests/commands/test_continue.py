@@ -140,6 +140,15 @@ def test_a_continued_run_can_be_continued(copy: Path) -> None:
     assert len(lines(copy / "runs" / "third" / "samples.jsonl")) == 6 + 6 + 8 + 10
 
 
+def test_it_goes_on_in_the_types_that_auto_came_to(copy: Path) -> None:
+    file = copy / "runs" / "one" / "config.json"
+    record = json.loads(file.read_text())
+    assert record["options"]["base_dtype"] == "auto" and record["base_dtype"] == "model"
+    file.write_text(json.dumps(record | {"base_dtype": "int8"}))
+    assert call(train, *CONTINUE, cwd=copy).code == 0
+    assert json.loads((copy / "runs/one-more/config.json").read_text())["base_dtype"] == "int8"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

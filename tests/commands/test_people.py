@@ -13,8 +13,8 @@ from helpers.commands import Outcome, call, train
 from helpers.files import tree, write_jsonl
 from helpers.models import write_checkpoint
 from helpers.refusals import refusal
+from helpers.runs import adapters
 from helpers.workplaces import DEMOS, HELD_OUT, TINY, TINY_SFT
-from safetensors.torch import load_file
 
 from minialign.commands import session
 from minialign.commands.people import people
@@ -50,15 +50,6 @@ def learn(
     knobs = KNOBS.get(method, SHORT)
     flags = ("--method", method, "--model", "toy", *knobs, "--out", out, *more)
     return call(train, "--demos", *files, *flags, cwd=place)
-
-
-def adapters(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a run's adapters, by file and name."""
-    return {
-        f"{file.parent.name}/{key}": tensor
-        for file in sorted(folder.glob("adapter*/adapter_model.safetensors"))
-        for key, tensor in load_file(file).items()
-    }
 
 
 def assert_same(one: Path, other: Path) -> None:

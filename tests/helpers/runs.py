@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 PROMPT = 'Say "no" to Sam\'s $HOME bill.'  # what a shell must not touch
@@ -25,6 +26,15 @@ class Finished:
     @property
     def lines(self) -> list[str]:
         return self.process.stdout.split("\n")
+
+
+def adapters(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's adapters, by file and name."""
+    return {
+        f"{file.parent.name}/{name}": tensor
+        for file in sorted(folder.glob("adapter*/adapter_model.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -17,9 +17,8 @@ import torch
 from helpers.feedback_runs import write_data
 from helpers.processes import ROOT, environment
 from helpers.ranks import Ended, joined, together, trained
-from helpers.runs import without_seconds
+from helpers.runs import adapters, without_seconds
 from helpers.workplaces import TINY, write_workplace
-from safetensors.torch import load_file
 
 from minialign.training import ranks
 from minialign.training.run import Run
@@ -50,14 +49,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (alone,) = trained(1, [*flags, f"runs/{method}"], folder)
         assert alone.code == 0, alone.said
     return folder
-
-
-def adapters(run: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{file.parent.name}/{name}": tensor
-        for file in sorted(run.glob("adapter*/*.safetensors"))
-        for name, tensor in load_file(file).items()
-    }
 
 
 def check_same(run: Path, alone: Path) -> None:
